@@ -1,0 +1,104 @@
+"""What the kit knows of a checkpoint: what its keys tell, what is assumed, how large it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sartorius_infer.checkpoints import read_checkpoint
+from sartorius_infer.ensemble import bare_specs, find_weights
+from sartorius_infer.manifest import ModelSpec, default_classes, file_sha256, load_manifest, verify_files
+from sartorius_infer.networks import architecture_of
+from sartorius_infer.networks.parts import NetworkParts, flatten
+from sartorius_infer.networks.torchvision_keys import canonical_keys, foreground_classes, is_mask_rcnn
+from sartorius_infer.networks.torchvision_rcnn import resolve_parts
+
+SOURCES = {
+    "keys": "told by the checkpoint's keys",
+    "manifest": "said by the manifest",
+    "preset": "implied by the architecture's name",
+    "default": "assumed (write them as `network` fields of a manifest to change them)",
+}
+
+
+def describe_weights(weights: Sequence[Path]) -> str:
+    """A report on every checkpoint that `--weights` means; raises what loading them would raise."""
+    found = find_weights(weights)
+    if not isinstance(found, Path):
+        return "\n\n".join(_describe(Path(spec.file), spec, None) for spec in bare_specs(found))
+    plan = load_manifest(found)
+    verify_files(plan)
+    classes = plan.manifest.classes
+    head = f"{found}: classes {', '.join(classes)}; views {', '.join(plan.manifest.views)}"
+    reports = (_describe(plan.path(s), s, s.classes or classes) for s in plan.manifest.models)
+    return "\n\n".join([head, *reports])
+
+
+def assumptions(spec: ModelSpec) -> str:
+    """One line of what a bare checkpoint does not tell and the kit assumes."""
+    parts = NetworkParts()
+    resize = spec.preprocessing.resize
+    edges = f"{resize.shortest_edge}/{resize.longest_edge}" if resize else "none"
+    return (
+        f"{spec.file}: assumed ImageNet normalisation, resize {edges}, torchvision's anchors, at most "
+        f"{parts.detection.per_image} detections an image; see `models --weights`; a manifest changes it"
+    )
+
+
+def _describe(path: Path, spec: ModelSpec, classes: Sequence[str] | None) -> str:
+    checkpoint = read_checkpoint(path)
+    architecture = architecture_of(spec.architecture, checkpoint.state, spec.file)
+    lines = [
+        spec.name,
+        f"  file          {path}",
+        f"  bytes         {path.stat().st_size:,}",
+        f"  sha256        {file_sha256(path)}",
+        f"  tensors       {_tensors(checkpoint.state)}",
+        f"  found under   {checkpoint.wrapper or 'the top level'}, prefix {checkpoint.prefix or 'none'}",
+    ]
+    if is_mask_rcnn(checkpoint.state):
+        lines += _torchvision_lines(spec, canonical_keys(checkpoint.state), classes)
+    else:
+        lines.append(f"  architecture  {architecture.name} (from a plugin)")
+    return "\n".join(lines)
+
+
+def _torchvision_lines(
+    spec: ModelSpec, state: Mapping[str, Tensor], classes: Sequence[str] | None
+) -> list[str]:
+    parts, origin = resolve_parts(spec, state)
+    values = flatten(parts.model_dump())
+    count = foreground_classes(state)
+    named = ", ".join(classes or default_classes(count))
+    lines = [
+        f"  architecture  Mask R-CNN, {parts.body}, {parts.levels} levels of {parts.fpn.channels} channels",
+        f"  classes       {count} and background: {named}{'' if classes else ' (assumed)'}",
+    ]
+    for source, title in SOURCES.items():
+        fields = [f"    {name} = {_plain(values[name])}" for name in values if origin[name] == source]
+        lines += [f"  {title}:", *fields] if fields else []
+    seen = flatten(spec.preprocessing.model_dump(exclude_none=True))
+    lines.append(
+        f"  preprocessing ({'manifest' if 'preprocessing' in spec.model_fields_set else 'assumed'}):"
+    )
+    return lines + [f"    {name} = {_plain(value)}" for name, value in seen.items()]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(_plain(v) for v in value)})"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _tensors(state: Mapping[str, Tensor]) -> str:
+    floats = [t for t in state.values() if t.is_floating_point()]
+    kinds = Counter(str(t.dtype).removeprefix("torch.") for t in floats)
+    weights = sum(t.numel() for key, t in state.items() if t.is_floating_point() and "running_" not in key)
+    broken = sum(not bool(torch.isfinite(t).all()) for t in floats)
+    warning = f"; {broken} hold NaN or infinity" if broken else ""
+    return f"{len(state)}, {weights:,} parameters in {', '.join(sorted(kinds))}{warning}"

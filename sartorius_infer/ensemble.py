@@ -1,0 +1,185 @@
+"""What `--weights` means: a manifest, checkpoint files or a folder of them -> networks ready to vote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sartorius_infer.checkpoints import SUFFIXES, read_checkpoint
+from sartorius_infer.errors import CheckpointError, ManifestError
+from sartorius_infer.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    ModelSpec,
+    default_classes,
+    default_rules,
+    load_manifest,
+    verify_files,
+)
+from sartorius_infer.networks import Network, architecture_of
+from sartorius_infer.views import parse_view
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One network of the ensemble and its vote.
+
+    to_manifest    int64 (k + 1,): the network's label -> the manifest's, 0 for background and ignored
+    from_manifest  int64 (K + 1,): the other way, 0 where the network does not know the class
+    """
+
+    name: str
+    network: Network
+    weight: float
+    to_manifest: Tensor
+    from_manifest: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """The members, on their device, and the manifest that says how they vote."""
+
+    manifest: Manifest
+    members: tuple[Member, ...]
+    device: torch.device
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order, from 1."""
+        return self.manifest.classes
+
+    def with_overrides(
+        self, views: Sequence[str] | None = None, edge: Literal["rule", "keep", "drop"] | None = None
+    ) -> Ensemble:
+        """The same networks with other views or another edge rule; raises ManifestError for unknown views."""
+        manifest = self.manifest
+        if views is not None:
+            for view in views:
+                parse_view(view)
+            manifest = manifest.model_copy(update={"views": tuple(views)})
+        if edge is not None:
+            rule = manifest.rules.edge.model_copy(update={"mode": edge})
+            rules = manifest.rules.model_copy(update={"edge": rule})
+            manifest = manifest.model_copy(update={"rules": rules})
+        return replace(self, manifest=manifest)
+
+
+def default_manifest() -> Path:
+    """The manifest that comes with the package: installed inside it, or at the top of its source tree.
+
+    Raises ManifestError where there is none.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "default", package.parent):
+        if (folder / MANIFEST_NAME).is_file():
+            return folder / MANIFEST_NAME
+    raise ManifestError(f"no {MANIFEST_NAME} comes with this installation; name checkpoints by --weights")
+
+
+def find_weights(weights: Sequence[Path]) -> Path | tuple[Path, ...]:
+    """A manifest's path, or the paths of bare checkpoints.
+
+    weights: one manifest, one or more checkpoints, folders of them (a manifest in a folder goes first),
+    or nothing for the default. Raises ManifestError or CheckpointError for anything else.
+    """
+    if not weights:
+        return default_manifest()
+    manifests: list[Path] = []
+    files: list[Path] = []
+    for path in weights:
+        if path.is_dir():
+            path = path / MANIFEST_NAME if (path / MANIFEST_NAME).is_file() else path
+        if path.suffix.lower() == ".json":
+            manifests.append(path)
+        else:
+            files += _in_folder(path) if path.is_dir() else [path]
+    if manifests and (files or len(manifests) > 1):
+        raise ManifestError(
+            f"{manifests[0]}: expected one manifest, or checkpoints alone, found both or several"
+        )
+    return manifests[0] if manifests else tuple(files)
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise CheckpointError(
+            f"{folder}: expected {MANIFEST_NAME} or {', '.join(SUFFIXES)} files, found none"
+        )
+    return found
+
+
+def load_ensemble(
+    weights: Sequence[Path], device: torch.device, precision: torch.dtype = torch.float32
+) -> Ensemble:
+    """Networks with their weights on `device`, computing in `precision`.
+
+    Every file's size and checksum is compared with the manifest before the first is loaded. Raises
+    ManifestError and CheckpointError.
+    """
+    found = find_weights(weights)
+    if isinstance(found, Path):
+        plan = load_manifest(found)
+        verify_files(plan)
+        networks = [load_network(plan.path(s), s, device, precision) for s in plan.manifest.models]
+        return _assemble(plan.manifest, networks, device)
+    specs = bare_specs(found)
+    networks = [load_network(Path(s.file), s, device, precision) for s in specs]
+    return _assemble(bare_manifest(specs, networks), networks, device)
+
+
+def bare_specs(files: Sequence[Path]) -> tuple[ModelSpec, ...]:
+    """Manifest entries for checkpoints that come without one, named by their files."""
+    stems = [file.stem for file in files]
+    names = stems if len(set(stems)) == len(stems) else [str(file) for file in files]
+    return tuple(ModelSpec(name=n, file=str(f)) for n, f in zip(names, files, strict=True))
+
+
+def bare_manifest(specs: Sequence[ModelSpec], networks: Sequence[Network]) -> Manifest:
+    """What a manifest would say of bare checkpoints, by the documented defaults."""
+    counts = {spec.file: network.class_count for spec, network in zip(specs, networks, strict=True)}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{file} has {count}" for file, count in counts.items())
+        raise CheckpointError(f"expected checkpoints of one class count, found: {said}; write a manifest")
+    classes = default_classes(next(iter(counts.values())))
+    return Manifest(version=1, classes=classes, models=tuple(specs), rules=default_rules(classes))
+
+
+def load_network(path: Path, spec: ModelSpec, device: torch.device, precision: torch.dtype) -> Network:
+    """The network of one entry, on `device`."""
+    checkpoint = read_checkpoint(path)
+    architecture = architecture_of(spec.architecture, checkpoint.state, spec.file)
+    network = architecture.build(spec, checkpoint.state, precision)
+    moved: Network = network.to(device)  # type: ignore[attr-defined]
+    return moved
+
+
+def _assemble(manifest: Manifest, networks: Sequence[Network], device: torch.device) -> Ensemble:
+    members = tuple(
+        _member(manifest.classes, spec, network, device)
+        for spec, network in zip(manifest.models, networks, strict=True)
+    )
+    return Ensemble(manifest, members, device)
+
+
+def _member(classes: Sequence[str], spec: ModelSpec, network: Network, device: torch.device) -> Member:
+    own = spec.classes or tuple(classes)
+    if len(own) != network.class_count:
+        raise ManifestError(
+            f"{spec.file}: expected {network.class_count} class names, as the checkpoint has, found "
+            f"{len(own)}: {', '.join(own)}; write the network's own `classes` in its manifest entry"
+        )
+    to_manifest = [0, *(classes.index(c) + 1 if c in classes else 0 for c in own)]
+    from_manifest = [0, *(own.index(c) + 1 if c in own else 0 for c in classes)]
+    return Member(
+        spec.name,
+        network,
+        spec.weight,
+        torch.tensor(to_manifest, device=device),
+        torch.tensor(from_manifest, device=device),
+    )

@@ -1,0 +1,35 @@
+"""Every error this package raises on purpose, as one tree with one base to catch.
+
+A message names the file, what was expected and what was found, in one line: the command line
+prints it as it is.
+"""
+
+from __future__ import annotations
+
+
+class SartoriusError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class ManifestError(SartoriusError):
+    """A manifest that cannot be read, or says something impossible."""
+
+
+class CheckpointError(SartoriusError):
+    """A checkpoint that cannot be read safely, or does not fit any network."""
+
+
+class ImageError(SartoriusError):
+    """An image, or a folder of images, that cannot be used."""
+
+
+class PredictionError(SartoriusError):
+    """A network produced something that is not a prediction, such as NaN."""
+
+
+class SubmissionError(SartoriusError):
+    """A submission or results file that cannot be read or written."""
+
+
+class DeviceError(SartoriusError):
+    """A device that was asked for and is not there."""

@@ -1,0 +1,52 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TextIO, overload
+
+
+@overload
+def atomic_file(path: Path, mode: Literal["w"]) -> AbstractContextManager[TextIO]: ...
+@overload
+def atomic_file(path: Path, mode: Literal["wb"]) -> AbstractContextManager[BinaryIO]: ...
+@contextmanager
+def atomic_file(path: Path, mode: Literal["w", "wb"]) -> Iterator[Any]:
+    """A file open for writing that takes the place of `path` once the block ends well.
+
+    It is written beside `path` under a hidden name; if the block raises, it is removed and what
+    was at `path` stays. Text is UTF-8 with newlines as given. A link is followed. A device or a
+    pipe, having nothing to replace, is written directly. Raises OSError, on entry if the folder
+    cannot be written or `path` is a folder.
+    """
+    if path.exists() and not path.is_file():
+        with _open(path, mode) as file:
+            yield file
+        return
+    target = Path(os.path.realpath(path))
+    # Not named after the process: containers reuse small ids, and a killed run leaves its file behind.
+    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
+    # Exclusive creation by opening rather than mkstemp(), which ignores the umask and gives 0600.
+    file = _open(temporary, mode.replace("w", "x"))
+    try:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        temporary.replace(target)
+    except BaseException:
+        # On a full disk closing flushes, and fails, again.
+        with suppress(OSError):
+            file.close()
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _open(path: Path, mode: str) -> Any:
+    """`path` opened in `mode`; text is UTF-8, newlines untouched."""
+    return path.open(mode) if "b" in mode else path.open(mode, encoding="utf-8", newline="")

@@ -1,0 +1,437 @@
+"""Find images and read them; what a file that cannot be used becomes.
+
+A picture is read whole or not at all: each format's structure is checked before its decoder runs,
+because some decoders fill what is missing with gray, and some print.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL.ImageFile import ImageFile as PillowFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from sartorius_infer.errors import ImageError
+from sartorius_infer.types import CellImage, UInt8
+
+EXTENSIONS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+# OpenCV's own limit, applied to every format.
+MAX_PIXELS = 1 << 30
+
+_NOT_MOUNTS = {"train", "test", "train_semi_supervised", "images", "LIVECell_dataset_2021"}
+_LONGEST_HEADER = 1 << 27
+_OPENCV_LOG = threading.Lock()
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """Where an image is; `id` is the file's stem, which names its cells in every output."""
+
+    id: str
+    path: Path
+
+
+def find_images(sources: Sequence[Path]) -> tuple[ImageFile, ...]:
+    """The images that `sources`, files and folders, hold, in the order given.
+
+    Of a folder (not of its sub-folders) all files with one of `EXTENSIONS` in any letter case, by
+    id; hidden files are skipped. Contents are not looked at.
+    Raises ImageError if a source is missing, holds no image or is not one, or if two share an id.
+    """
+    found: dict[str, ImageFile] = {}
+    for source in sources:
+        with _naming(source):
+            files = _in_folder(source) if source.is_dir() else [_by_name(source)]
+        for file in files:
+            twin = found.setdefault(file.id, file)
+            if twin is not file:
+                raise ImageError(f"{file.path}: expected ids to be unique, found {twin.path} as well")
+    if not found:
+        raise ImageError("expected at least one image or folder, found none")
+    return tuple(found.values())
+
+
+def find_competition(root: Path = Path("/kaggle/input")) -> tuple[Path, Path] | None:
+    """The folder of test images and the sample submission of a competition mounted under `root`.
+
+    That is `test` beside `sample_submission.csv`, at most four folders down. Of several, the one
+    whose folder is named after Sartorius; None if there is none.
+    Raises ImageError if the choice is not clear.
+    """
+    found = list({folder.resolve(): folder for folder in _competitions(root, depth=4)}.values())
+    chosen = [folder for folder in found if "sartorius" in folder.name.lower()] or found
+    if len(chosen) > 1:
+        listed = ", ".join(str(folder) for folder in chosen)
+        raise ImageError(f"{root}: expected one competition, found {len(chosen)}: {listed}")
+    return (chosen[0] / "test", chosen[0] / "sample_submission.csv") if chosen else None
+
+
+def read_image(file: ImageFile) -> CellImage:
+    """The pixels of a PNG, TIFF, JPEG or BMP file, which its content tells apart, not its name.
+
+    Gray stays gray; palettes become RGB, alpha is dropped, and RGB with three equal channels
+    becomes gray. 1-bit pictures become 0 and 255. Orientation tags are ignored, since masks
+    belong to the stored pixels.
+
+    16-bit values count as b-bit ones, b being the least of 8, 10, 12, 14 and 16 that holds the
+    image's maximum (cameras store 10 to 14 bits in 16), and go linearly from [0, 2^b - 1] to
+    [0, 255], rounded half up. So 8 bits stored in 16 do not change, nor does their multiple by 257
+    where its maximum needs more than 14 bits.
+
+    Raises ImageError if the file cannot be read or is damaged, truncated or larger than
+    `MAX_PIXELS`, or if its samples are signed, floats or wider than 16 bits, or if it holds
+    several pages.
+    """
+    with _naming(file.path):
+        data = file.path.read_bytes()
+        form, _ = _header(BytesIO(data))
+        form.check(data)
+        return CellImage(file.id, _to_eight_bits(form.decode(data)))
+
+
+def image_size(file: ImageFile) -> tuple[int, int]:
+    """Height and width in pixels, from the header alone.
+
+    Raises ImageError where the header already tells that `read_image` would.
+    """
+    with _naming(file.path), file.path.open("rb") as stream:
+        return _header(stream)[1]
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong inside into an ImageError of one line that begins with `path`."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    except OSError as error:
+        reason = error.strerror or f"expected a whole image, found a damaged one ({error})"
+        raise ImageError(f"{path}: {reason}") from error
+    except Exception as error:  # there is no end to what decoders raise on hostile bytes
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ImageError(f"{path}: expected a whole image, found a damaged one ({reason})") from error
+
+
+def _in_folder(folder: Path) -> list[ImageFile]:
+    """The images directly in a folder, by id; at least one."""
+    with os.scandir(folder) as entries:
+        names = [
+            entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir()
+        ]
+    paths = [folder / name for name in names if _is_image(name)]
+    if not paths:
+        raise ImageError(f"expected images ({' '.join(EXTENSIONS)}), found {len(names)} other file(s)")
+    return sorted((ImageFile(path.stem, path) for path in paths), key=lambda file: (file.id, file.path))
+
+
+def _by_name(path: Path) -> ImageFile:
+    """The image at a path that is not a folder."""
+    if not path.exists():
+        raise ImageError("expected an image or a folder, found nothing there")
+    if not _is_image(path.name):
+        raise ImageError(
+            f"expected an image ({' '.join(EXTENSIONS)}), found {path.suffix or 'no extension'}"
+        )
+    return ImageFile(path.stem, path)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS)
+
+
+def _competitions(folder: Path, depth: int) -> Iterator[Path]:
+    """Folders at or below `folder` that look like the competition's, none inside another."""
+    if (folder / "sample_submission.csv").is_file() and (folder / "test").is_dir():
+        yield folder
+    elif depth:
+        try:
+            with os.scandir(folder) as entries:
+                inner = sorted(entry.name for entry in entries if entry.is_dir())
+        except OSError:  # what cannot be listed cannot be the mount
+            return
+        for name in inner:
+            if name not in _NOT_MOUNTS and not name.startswith("."):
+                yield from _competitions(folder / name, depth - 1)
+
+
+class _Format(NamedTuple):
+    """How one format is read: (H, W) of a stream, a check of the whole, its pixels."""
+
+    name: str
+    size_hw: Callable[[BinaryIO], tuple[int, int]]
+    check: Callable[[bytes], None]
+    decode: Callable[[bytes], NDArray[Any]]
+
+
+def _header(stream: BinaryIO) -> tuple[_Format, tuple[int, int]]:
+    """Format and (H, W) of the picture in a stream."""
+    start = stream.read(8)
+    form = next((form for magic, form in _FORMATS.items() if start.startswith(magic)), None)
+    if form is None:
+        found = f"a file that begins with {start.hex(' ')}" if start else "an empty file"
+        raise ImageError(f"expected a PNG, TIFF, JPEG or BMP image, found {found}")
+    height, width = form.size_hw(stream)
+    if not 0 < height * width <= MAX_PIXELS:
+        raise ImageError(f"expected 1 to {MAX_PIXELS} pixels, found {height} x {width}")
+    return form, (height, width)
+
+
+def _take(stream: BinaryIO, layout: str, at: int | None = None) -> tuple[Any, ...]:
+    """The next bytes, or those at `at`, unpacked as `layout`. Raises ImageError if there are fewer."""
+    if at is not None:
+        stream.seek(at)
+    size = struct.calcsize(layout)
+    data = stream.read(min(size, _LONGEST_HEADER))
+    if len(data) < size:
+        total = stream.seek(0, os.SEEK_END)
+        raise ImageError(f"expected a whole image, found {total} bytes that end inside the header")
+    return struct.unpack(layout, data)
+
+
+def _truncated(form: str, data: bytes, where: str) -> ImageError:
+    return ImageError(f"expected a whole {form}, found {len(data)} bytes that end {where}")
+
+
+def _png_size(stream: BinaryIO) -> tuple[int, int]:
+    kind, width, height = _take(stream, ">4sII", at=12)
+    if kind != b"IHDR":
+        raise ImageError(f"expected a PNG that begins with IHDR, found {kind!r}")
+    return height, width
+
+
+def _check_png(data: bytes) -> None:
+    """Raise ImageError unless every chunk is there with its checksum, up to the end marker."""
+    at, kind = 8, b""
+    while kind != b"IEND":
+        if at + 8 > len(data):
+            raise _truncated("PNG", data, "before its end marker")
+        length, kind = struct.unpack_from(">I4s", data, at)
+        name, end = kind.decode("ascii", "backslashreplace"), at + 12 + length
+        if end > len(data):
+            raise _truncated("PNG", data, f"inside a chunk {name}")
+        if zlib.crc32(memoryview(data)[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            raise ImageError(f"expected an intact PNG, found a chunk {name} that fails its checksum")
+        if kind == b"acTL" and data[at + 8 : at + 12] > b"\0\0\0\1":
+            raise ImageError("expected one picture, found an animation; save one image per file")
+        at = end
+
+
+def _jpeg_size(stream: BinaryIO) -> tuple[int, int]:
+    """(H, W) of the frame header, the first marker SOF0 to SOF15 (ITU-T T.81, B.1.1.3)."""
+    stream.seek(2)
+    while True:
+        lead, code = _take(stream, ">BB")
+        while code == 0xFF:
+            (code,) = _take(stream, ">B")
+        (length,) = _take(stream, ">H")
+        if lead != 0xFF or length < 2 or code in (0xD9, 0xDA):
+            raise ImageError("expected a JPEG with a frame header, found none")
+        if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
+            _, height, width = _take(stream, ">BHH")
+            return height, width
+        stream.seek(length - 2, os.SEEK_CUR)
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Raise ImageError unless an end marker follows the last scan; a thumbnail's is before it."""
+    if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        raise _truncated("JPEG", data, "before its end marker")
+
+
+def _bmp_size(stream: BinaryIO) -> tuple[int, int]:
+    (header,) = _take(stream, "<I", at=14)
+    width, height = _take(stream, "<HH" if header == 12 else "<ii")
+    return abs(height), width
+
+
+def _check_bmp(data: bytes) -> None:
+    """Raise ImageError if there are fewer bytes than announced; some writers announce 0."""
+    (announced,) = struct.unpack_from("<I", data, 2)
+    if announced > len(data):
+        raise _truncated("BMP", data, f"before the {announced} that it announces")
+
+
+@dataclass(frozen=True)
+class _Tiff:
+    """The first directory of a TIFF file (TIFF 6.0, section 2) or BigTIFF file.
+
+    entries  the undecoded entries of the tags that pixels depend on
+    tags     the numbers of those of them that hold unsigned integers
+    """
+
+    order: str
+    big: bool
+    entries: tuple[bytes, ...]
+    tags: dict[int, tuple[int, ...]]
+
+    def tag(self, number: int, default: int) -> int:
+        """The first number of a tag."""
+        return self.tags.get(number, (default,))[0]
+
+
+_BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 284, 338, 339
+# What the pixels depend on; orientation, resolution and private tags are left out.
+_PIXEL_TAGS = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324}
+_PIXEL_TAGS |= {325, 332, 338, 339, 347, *range(512, 522), *range(529, 533)}
+# (samples, photometric): gray with 0 as white or as black, RGB, RGB with alpha.
+_CHANNELS = {(1, 0), (1, 1), (3, 2), (4, 2)}
+_SAMPLE_NAMES = {1: "unsigned", 2: "signed", 3: "float"}
+
+
+def _tiff(stream: BinaryIO) -> _Tiff:
+    """The only directory of a TIFF file. Raises ImageError if there are several."""
+    byte_order, version = _take(stream, "2s2s", at=0)
+    order, big = ("<" if byte_order == b"II" else ">"), b"+" in version
+    at = first = _take(stream, order + "Q", at=8)[0] if big else _take(stream, order + "I")[0]
+    count_as, entry_size, next_as = ("Q", 20, "Q") if big else ("H", 12, "I")
+    seen: list[int] = []
+    while at and at not in seen:
+        seen.append(at)
+        (count,) = _take(stream, order + count_as, at=at)
+        stream.seek(count * entry_size, os.SEEK_CUR)
+        (at,) = _take(stream, order + next_as)
+    if len(seen) != 1:
+        raise ImageError(f"expected one picture, found {len(seen)} pages; save one image per file")
+    (count,) = _take(stream, order + count_as, at=first)
+    entries = _take(stream, f"{entry_size}s" * count)
+    numbers = [struct.unpack_from(order + "H", entry)[0] for entry in entries]
+    kept = {
+        number: entry for number, entry in zip(numbers, entries, strict=True) if number in _PIXEL_TAGS
+    }
+    tags = {number: _tiff_numbers(stream, order, entry) for number, entry in kept.items()}
+    return _Tiff(
+        order, big, tuple(kept.values()), {number: value for number, value in tags.items() if value}
+    )
+
+
+def _tiff_numbers(stream: BinaryIO, order: str, entry: bytes) -> tuple[int, ...]:
+    """The unsigned integers of an entry, in it or where it points; () for other types."""
+    big = len(entry) == 20
+    _, kind, count = struct.unpack_from(order + ("HHQ" if big else "HHI"), entry)
+    code = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
+    if code is None or not count:
+        return ()
+    layout, field = f"{order}{count}{code}", entry[12:] if big else entry[8:]
+    if struct.calcsize(layout) <= len(field):
+        return struct.unpack_from(layout, field)
+    (at,) = struct.unpack(order + ("Q" if big else "I"), field)
+    return _take(stream, layout, at=at)
+
+
+def _tiff_size(stream: BinaryIO) -> tuple[int, int]:
+    """(H, W) of a TIFF file whose samples can be read. Raises ImageError if they cannot."""
+    page = _tiff(stream)
+    bits, kind = page.tag(_BITS, 1), page.tag(_SAMPLE_FORMAT, 1)
+    if kind != 1 or bits not in (1, 2, 4, 8, 16):
+        found = f"{bits}-bit {_SAMPLE_NAMES.get(kind, 'untyped')} ones"
+        raise ImageError(
+            f"expected unsigned samples of 8 or 16 bits, found {found}; convert the image first "
+            "(ImageJ: Image > Type > 16-bit)"
+        )
+    samples, photometric = page.tag(_SAMPLES, 1), page.tag(_PHOTOMETRIC, 0)
+    alpha = bits < 16 and page.tag(_EXTRA_SAMPLES, 0) in (1, 2)
+    if (photometric < 2 or bits == 16) and (samples - alpha, photometric) not in _CHANNELS:
+        raise ImageError(
+            f"expected gray or RGB, found {samples} channels of photometric kind {photometric}"
+        )
+    if bits == 16 and samples > 1 and page.tag(_PLANAR, 1) != 1:
+        raise ImageError("expected 16-bit channels pixel by pixel, found separate planes")
+    return page.tag(257, 0), page.tag(256, 0)
+
+
+def _check_tiff(data: bytes) -> None:
+    """Raise ImageError unless every strip or tile lies inside the file."""
+    tags = _tiff(BytesIO(data)).tags
+    starts = tags.get(273) or tags.get(324, ())
+    lengths = tags.get(279) or tags.get(325, ())
+    if not starts or len(starts) != len(lengths):
+        raise ImageError(f"expected a whole TIFF, found {len(starts)} strips of {len(lengths)} lengths")
+    end = max(start + length for start, length in zip(starts, lengths, strict=True))
+    if end > len(data):
+        raise _truncated("TIFF", data, f"before byte {end} of its last strip")
+
+
+def _plain_tiff(data: bytes, page: _Tiff) -> bytes:
+    """The same file with a directory of pixel tags only, so that no decoder turns the picture."""
+    at = len(data) + len(data) % 2
+    count_as, offset_as = ("Q", "Q") if page.big else ("H", "I")
+    start = data[: 8 if page.big else 4] + struct.pack(page.order + offset_as, at)
+    directory = struct.pack(page.order + count_as, len(page.entries)) + b"".join(page.entries)
+    padding = bytes(at - len(data))
+    return b"".join([start, memoryview(data)[len(start) :], padding, directory, bytes(8)])
+
+
+def _decode_tiff(data: bytes) -> NDArray[Any]:
+    """Up to 8 bits by Pillow, since OpenCV returns a damaged strip as if it were whole; 16 by OpenCV,
+    since Pillow makes 8 of 16 bits in colour pictures."""
+    page = _tiff(BytesIO(data))
+    plain = _plain_tiff(data, page)
+    if page.tag(_BITS, 1) < 16:
+        with _UnboundedTiff(BytesIO(plain)) as picture:
+            mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
+            return np.array(picture.convert(mode))
+    pixels = _decode_quietly(plain)
+    return _to_eight_bits(pixels) ^ 0xFF if page.tag(_PHOTOMETRIC, 0) == 0 else pixels
+
+
+class _UnboundedTiff(TiffImageFile):
+    """Without Pillow's own limit on pixels, which is below this package's, and its warning."""
+
+    def load_prepare(self) -> None:
+        PillowFile.load_prepare(self)
+
+
+def _decode(data: bytes) -> NDArray[Any]:
+    """(H, W) gray or (H, W, 3) RGB, uint8 or uint16, of a picture that OpenCV can read."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ImageError("expected a whole image, found a damaged one")
+    # BGR or BGRA to RGB.
+    return pixels if pixels.ndim == 2 else pixels[..., 2::-1]
+
+
+def _decode_quietly(data: bytes) -> NDArray[Any]:
+    """`_decode` while OpenCV's log, to which its TIFF and BMP readers print, is silent."""
+    log = cv2.utils.logging
+    with _OPENCV_LOG:
+        level = log.setLogLevel(log.LOG_LEVEL_SILENT)
+        try:
+            return _decode(data)
+        finally:
+            log.setLogLevel(level)
+
+
+def _to_eight_bits(pixels: NDArray[Any]) -> UInt8:
+    """uint8 of uint8 or uint16 pixels as `read_image` describes; gray where channels are equal."""
+    if pixels.ndim == 3 and all(np.array_equal(pixels[..., 0], pixels[..., i]) for i in (1, 2)):
+        pixels = pixels[..., 0]
+    if pixels.dtype == np.uint16:
+        highest = int(pixels.max())
+        top = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if highest < 2**bits)
+        pixels = ((np.arange(top + 1) * 510 + top) // (2 * top)).astype(np.uint8)[pixels]
+    return np.ascontiguousarray(pixels, np.uint8)
+
+
+_TIFF_FORMAT = _Format("TIFF", _tiff_size, _check_tiff, _decode_tiff)
+_FORMATS = {
+    b"\x89PNG\r\n\x1a\n": _Format("PNG", _png_size, _check_png, _decode),
+    b"\xff\xd8\xff": _Format("JPEG", _jpeg_size, _check_jpeg, _decode),
+    b"BM": _Format("BMP", _bmp_size, _check_bmp, _decode_quietly),
+    b"II*\0": _TIFF_FORMAT,
+    b"MM\0*": _TIFF_FORMAT,
+    b"II+\0": _TIFF_FORMAT,
+    b"MM\0+": _TIFF_FORMAT,
+}

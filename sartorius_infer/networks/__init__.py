@@ -1,0 +1,18 @@
+"""Networks: what the ensemble asks of one, and the families that come with the package."""
+
+from sartorius_infer.networks.base import (
+    Architecture,
+    Detections,
+    Features,
+    Network,
+    architecture_of,
+    register_network,
+)
+from sartorius_infer.networks.parts import PRESETS
+from sartorius_infer.networks.torchvision_keys import is_mask_rcnn
+from sartorius_infer.networks.torchvision_rcnn import build_network
+
+__all__ = ["Architecture", "Detections", "Features", "Network", "architecture_of", "register_network"]
+
+for _name in PRESETS:
+    register_network(_name, build_network, is_mask_rcnn)

@@ -1,0 +1,291 @@
+"""Torchvision's Mask R-CNN, built from parts and run in four steps.
+
+Each step calls the modules that torchvision's own `model(images)` calls, in the same order, so that
+one network without views reproduces it; what differs is that masks can be asked for any boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead, concat_box_prediction_layers
+from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops import MultiScaleRoIAlign
+
+from sartorius_infer.errors import CheckpointError
+from sartorius_infer.networks.base import Detections, Features, require_finite
+from sartorius_infer.networks.bodies import make_backbone, make_norm
+from sartorius_infer.networks.parts import PRESETS, NetworkParts, RoiPool, flatten, merge
+from sartorius_infer.networks.preprocess import Preprocessing, network_input
+from sartorius_infer.networks.torchvision_keys import (
+    anchors_per_cell,
+    canonical_keys,
+    foreground_classes,
+    infer_parts,
+)
+from sartorius_infer.views import IDENTITY, View
+
+if TYPE_CHECKING:
+    from sartorius_infer.manifest import ModelSpec
+
+
+class TorchvisionNetwork(nn.Module):
+    """A Mask R-CNN as the ensemble sees it; see `base.Network` for the four steps' contracts."""
+
+    def __init__(self, model: MaskRCNN, preprocessing: Preprocessing, precision: torch.dtype) -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.preprocessing = preprocessing
+        self.precision = precision
+        self.class_count = int(model.roi_heads.box_predictor.cls_score.out_features) - 1
+
+    def features(self, images: Sequence[Tensor], view: View = IDENTITY) -> Features:
+        """Resize, normalise, pad; body and pyramid."""
+        batch, input_hws = network_input(images, self.preprocessing, view)
+        with self._autocast(batch.device):
+            maps = self.model.backbone(batch)
+        return Features(
+            maps={name: level.float() for name, level in maps.items()},
+            image_hws=tuple((int(i.shape[-2]), int(i.shape[-1])) for i in images),
+            input_hws=input_hws,
+            padded_hw=(int(batch.shape[-2]), int(batch.shape[-1])),
+        )
+
+    def propose(self, features: Features) -> list[Tensor]:
+        """RPN head, anchors, decoding, per-level top-n and NMS."""
+        rpn, maps = self.model.rpn, list(features.maps.values())
+        with self._autocast(maps[0].device):
+            objectness, deltas = rpn.head(maps)
+        objectness, deltas = [o.float() for o in objectness], [d.float() for d in deltas]
+        require_finite("proposals", *objectness, *deltas)
+        placeholder = torch.empty((len(features.input_hws), 1, *features.padded_hw), device="meta")
+        anchors = rpn.anchor_generator(ImageList(placeholder, list(features.input_hws)), maps)
+        per_level = [o[0].numel() for o in objectness]
+        flat_objectness, flat_deltas = concat_box_prediction_layers(objectness, deltas)
+        boxes = rpn.box_coder.decode(flat_deltas, anchors).view(len(anchors), -1, 4)
+        kept, _ = rpn.filter_proposals(boxes, flat_objectness, list(features.input_hws), per_level)
+        return list(kept)
+
+    def detect(self, features: Features, proposals: list[Tensor]) -> list[Detections]:
+        """Box head, softmax, per-class NMS and top-k; boxes scaled back to the image."""
+        heads, input_hws = self.model.roi_heads, list(features.input_hws)
+        rois = self._pool(heads.box_roi_pool, features, proposals)
+        with self._autocast(rois.device):
+            logits, deltas = heads.box_predictor(heads.box_head(rois))
+        logits, deltas = logits.float(), deltas.float()
+        require_finite("detections", logits, deltas)
+        found = zip(
+            *heads.postprocess_detections(logits, deltas, proposals, input_hws),
+            input_hws,
+            features.image_hws,
+            strict=True,
+        )
+        return [
+            Detections(resize_boxes(boxes, net_hw, image_hw), scores, labels)
+            for boxes, scores, labels, net_hw, image_hw in found
+        ]
+
+    def mask_probabilities(
+        self, features: Features, boxes: list[Tensor], labels: list[Tensor]
+    ) -> list[Tensor]:
+        """Mask head on the given boxes; the sigmoid of each label's own channel."""
+        heads = self.model.roi_heads
+        sizes = zip(boxes, features.image_hws, features.input_hws, strict=True)
+        scaled = [resize_boxes(b, image_hw, net_hw) for b, image_hw, net_hw in sizes]
+        rois = self._pool(heads.mask_roi_pool, features, scaled)
+        with self._autocast(rois.device):
+            logits = heads.mask_predictor(heads.mask_head(rois))  # (N, classes, M, M)
+        chosen = logits[torch.arange(len(logits), device=logits.device), torch.cat(labels)].float()
+        require_finite("masks", chosen)
+        return list(chosen.sigmoid().split([len(b) for b in boxes]))
+
+    def _pool(self, pool: MultiScaleRoIAlign, features: Features, boxes: list[Tensor]) -> Tensor:
+        # Torchvision keeps the scales that it guessed from the first image it ever saw; guessed
+        # anew, an image's result does not depend on what came before it.
+        pool.scales = None
+        pool.map_levels = None
+        rois: Tensor = pool(dict(features.maps), boxes, list(features.input_hws))
+        return rois
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
+
+
+def build_model(parts: NetworkParts, class_count: int) -> MaskRCNN:
+    """Torchvision's MaskRCNN from parts, freshly initialised; `class_count` is without background."""
+    channels = parts.fpn.channels
+    anchors = parts.anchors
+    model = MaskRCNN(
+        make_backbone(parts),
+        rpn_anchor_generator=_anchor_generator(parts),
+        rpn_head=RPNHead(
+            channels, len(anchors.sizes[0]) * len(anchors.aspect_ratios), conv_depth=parts.rpn.conv_depth
+        ),
+        rpn_pre_nms_top_n_test=parts.rpn.pre_nms_top_n,
+        rpn_post_nms_top_n_test=parts.rpn.post_nms_top_n,
+        rpn_nms_thresh=parts.rpn.nms,
+        rpn_score_thresh=parts.rpn.score,
+        box_roi_pool=_roi_pool(parts.box_pool, parts),
+        box_head=_box_head(parts),
+        box_predictor=FastRCNNPredictor(parts.box_head.fc_channels[-1], class_count + 1),
+        box_score_thresh=parts.detection.score,
+        box_nms_thresh=parts.detection.nms,
+        box_detections_per_img=parts.detection.per_image,
+        mask_roi_pool=_roi_pool(parts.mask_pool, parts),
+        mask_head=MaskRCNNHeads(
+            channels,
+            parts.mask_head.conv_channels,
+            parts.mask_head.dilation,
+            make_norm(parts.mask_head.norm),
+        ),
+        mask_predictor=MaskRCNNPredictor(
+            (channels, *parts.mask_head.conv_channels)[-1], parts.mask_head.hidden, class_count + 1
+        ),
+    )
+    return model
+
+
+def _anchor_generator(parts: NetworkParts) -> AnchorGenerator:
+    # Cell anchors are plain tensors, which a meta device would lose.
+    with torch.device("cpu"):
+        return AnchorGenerator(parts.anchors.sizes, (parts.anchors.aspect_ratios,) * len(parts.anchors.sizes))
+
+
+def _roi_pool(pool: RoiPool, parts: NetworkParts) -> MultiScaleRoIAlign:
+    levels = range(len(parts.stages)) if pool.levels is None else pool.levels
+    return MultiScaleRoIAlign([str(level) for level in levels], pool.size, pool.sampling_ratio)
+
+
+def _box_head(parts: NetworkParts) -> Any:
+    head, size, channels = parts.box_head, parts.box_pool.size, parts.fpn.channels
+    if head.conv_channels or len(set(head.fc_channels)) > 1 or len(head.fc_channels) != 2:
+        norm = make_norm(head.norm)
+        return FastRCNNConvFCHead(
+            (channels, size, size), list(head.conv_channels), list(head.fc_channels), norm
+        )
+    return TwoMLPHead(channels * size * size, head.fc_channels[0])
+
+
+def resolve_parts(spec: ModelSpec, state: Mapping[str, Tensor]) -> tuple[NetworkParts, dict[str, str]]:
+    """The network's parts, and where each dotted field came from: keys, manifest, preset or default.
+
+    state: canonical keys. Raises CheckpointError where they contradict each other.
+    """
+    told = infer_parts(state, spec.file)
+    preset = PRESETS.get(spec.architecture or "", {})
+    said = spec.network_settings()
+    defaults = NetworkParts().model_dump()
+    if "anchors" not in said:
+        preset = merge(_default_anchors(state, told, spec.file), preset)
+    flat_told = flatten(told)
+    _agree(spec, flat_told, flatten(preset) | flatten(said))
+    tree = merge(merge(merge(defaults, preset), told), said)
+    try:
+        parts = NetworkParts.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(f"{spec.file}: network.{first['loc']}: {first['msg']}") from None
+    _check_anchors(parts, state, spec.file)
+    layers = (("keys", flat_told), ("manifest", flatten(said)), ("preset", flatten(preset)))
+    origin = {
+        name: next((layer for layer, fields in layers if name in fields), "default")
+        for name in flatten(parts.model_dump())
+    }
+    return parts, origin
+
+
+def _agree(spec: ModelSpec, told: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    """What the keys tell cannot be overruled, but for the kind of norm: its tensors fit several."""
+    for name, value in said.items():
+        if name in told and told[name] != value and not name.endswith("norm.kind"):
+            raise CheckpointError(
+                f"{spec.file}: the manifest (architecture {spec.architecture}) expects {name} = {value}, "
+                f"the checkpoint's keys tell {told[name]}"
+            )
+
+
+def _default_anchors(state: Mapping[str, Tensor], told: dict[str, Any], file: str) -> dict[str, Any]:
+    """Torchvision's sizes, one a level and doubling; its MobileNet has five sizes on every level."""
+    levels = len(told["stages"]) + 1
+    if told["body"] == "mobilenet_v3_large" and anchors_per_cell(state) == 15:
+        return {"anchors": {"sizes": ((32.0, 64.0, 128.0, 256.0, 512.0),) * levels}}
+    return {"anchors": {"sizes": tuple((32.0 * 2**i,) for i in range(levels))}}
+
+
+def _check_anchors(parts: NetworkParts, state: Mapping[str, Tensor], file: str) -> None:
+    per_cell = {len(sizes) * len(parts.anchors.aspect_ratios) for sizes in parts.anchors.sizes}
+    expected = anchors_per_cell(state)
+    if per_cell != {expected} or len(parts.anchors.sizes) != parts.levels:
+        raise CheckpointError(
+            f"{file}: expected anchors for {parts.levels} levels with {expected} a position, found "
+            f"{len(parts.anchors.sizes)} levels with {sorted(per_cell)}; write network.anchors.sizes and "
+            "network.anchors.aspect_ratios in a manifest"
+        )
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], file: str) -> None:
+    """Put the tensors into a model built on the meta device, as float32.
+
+    Raises one CheckpointError that lists the first missing, unexpected and misshapen keys and the
+    likely cause.
+    """
+    expected = {key: tuple(t.shape) for key, t in model.state_dict().items()}
+    counters = [key for key in expected if key.endswith("num_batches_tracked") and key not in state]
+    extra_counters = {k for k in state if k.endswith("num_batches_tracked") and k not in expected}
+    missing = [key for key in expected if key not in state and key not in counters]
+    unexpected = [key for key in state if key not in expected and key not in extra_counters]
+    misshapen = [key for key in expected if key in state and tuple(state[key].shape) != expected[key]]
+    if missing or unexpected or misshapen:
+        raise CheckpointError(_describe(file, expected, state, missing, unexpected, misshapen))
+    widened = {key: _widen(state[key]) for key in expected if key in state}
+    widened |= {key: torch.zeros((), dtype=torch.int64) for key in counters}
+    model.load_state_dict(widened, strict=True, assign=True)
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _describe(
+    file: str,
+    expected: Mapping[str, tuple[int, ...]],
+    state: Mapping[str, Tensor],
+    missing: list[str],
+    unexpected: list[str],
+    misshapen: list[str],
+) -> str:
+    shapes = [f"{k} (expected {expected[k]}, found {tuple(state[k].shape)})" for k in misshapen]
+    lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+    said = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in lists if keys)
+    return (
+        f"{file}: the keys do not fit the network: {said}. {_likely_cause(missing + unexpected + misshapen)}"
+    )
+
+
+def _likely_cause(keys: list[str]) -> str:
+    if all("predictor" in key for key in keys):
+        return "Likely another class count."
+    if all(key.startswith("backbone.body.") for key in keys):
+        return "Likely another backbone, or one with added blocks; register it by --plugin FILE.py."
+    return "Likely a network with parts of its own; register it by --plugin FILE.py."
+
+
+def build_network(spec: ModelSpec, state: dict[str, Tensor], precision: torch.dtype) -> TorchvisionNetwork:
+    """The network of a manifest entry with the checkpoint's weights, on the CPU."""
+    state = canonical_keys(state)
+    parts, _ = resolve_parts(spec, state)
+    with torch.device("meta"):
+        model = build_model(parts, foreground_classes(state))
+    load_state(model, state, spec.file)
+    model.requires_grad_(False)
+    return TorchvisionNetwork(model, spec.preprocessing, precision)

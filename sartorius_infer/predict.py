@@ -1,0 +1,195 @@
+"""The two passes: boxes of every network and view are fused, then every mask head scores the fused boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from sartorius_infer.ensemble import Ensemble, Member
+from sartorius_infer.fuse import Boxes, Fused, fuse
+from sartorius_infer.networks import Features
+from sartorius_infer.types import Bool, CellImage, Float16, Float32, Int64, Prediction
+from sartorius_infer.views import View, parse_view
+
+Select = Callable[[Float32, Int64], Bool]
+"""(scores (N,), labels (N,)) -> which boxes are worth a mask, bool (N,)."""
+
+FEATURE_BYTES = 2 << 30
+"""Feature maps kept between the passes; beyond it the body runs a second time, memory before speed."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """One member in one view, with a way to its feature maps."""
+
+    member: Member
+    view: View
+
+
+@dataclass(eq=False)
+class _FeatureStore:
+    """Feature maps of each look, kept from the first pass while they fit into `limit` bytes."""
+
+    images: Sequence[Tensor]
+    limit: int
+    kept: dict[int, Features] = field(default_factory=dict)
+    used: int = 0
+
+    def get(self, index: int, look: _Look) -> Features:
+        if index in self.kept:
+            return self.kept[index]
+        views = [look.view.image(image) for image in self.images]
+        features = look.member.network.features(views, look.view)
+        if self.used + features.nbytes <= self.limit:
+            self.kept[index] = features
+            self.used += features.nbytes
+        return features
+
+
+@torch.inference_mode()
+def predict(
+    ensemble: Ensemble,
+    images: Sequence[CellImage],
+    select: Select | None = None,
+    roi_chunk: int | None = None,
+    feature_bytes: int = FEATURE_BYTES,
+) -> list[Prediction]:
+    """What the ensemble sees in images of one size, in their order.
+
+    `select` names the boxes that later rules could keep, so that no mask is computed for the others;
+    None keeps every one. `roi_chunk` bounds how many RoIs one mask head call takes. Raises
+    PredictionError where a network puts out NaN or infinity.
+    """
+    tensors = [image_tensor(image).to(ensemble.device) for image in images]
+    views = [parse_view(name) for name in ensemble.manifest.views]
+    looks = [_Look(member, view) for member in ensemble.members for view in views]
+    store = _FeatureStore(tensors, feature_bytes)
+    hws = [image.size_hw for image in images]
+    boxes = [_look_for_boxes(look, store.get(i, look), hws) for i, look in enumerate(looks)]
+    fused = []
+    for row, size_hw in enumerate(hws):
+        members = [look_boxes[row] for look_boxes in boxes]
+        found = fuse(members, size_hw, len(ensemble.classes), ensemble.manifest.fusion)
+        fused.append(found if select is None else found[select(found.scores, found.labels)])
+    masks = _mask_pass(looks, store, fused, hws, roi_chunk or max(1, sum(map(len, fused))))
+    return [
+        Prediction(image.id, image.size_hw, f.boxes, f.scores, f.labels, m, f.evidence)
+        for image, f, m in zip(images, fused, masks, strict=True)
+    ]
+
+
+def image_tensor(image: CellImage) -> Tensor:
+    """Uint8 (1 or 3, H, W) of an image's pixels."""
+    pixels = image.pixels[None] if image.pixels.ndim == 2 else image.pixels.transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def _look_for_boxes(look: _Look, features: Features, hws: Sequence[tuple[int, int]]) -> list[Boxes]:
+    """First pass of one look: detections of each image in its own pixels and the manifest's labels."""
+    network, member = look.member.network, look.member
+    found = []
+    for detections, size_hw in zip(network.detect(features, network.propose(features)), hws, strict=True):
+        labels = member.to_manifest[detections.labels]
+        known = labels > 0
+        boxes = look.view.boxes_back(detections.boxes[known], size_hw)
+        found.append(
+            Boxes(
+                boxes.float().cpu().numpy().reshape(-1, 4),
+                detections.scores[known].float().cpu().numpy(),
+                labels[known].cpu().numpy(),
+                member.weight,
+            )
+        )
+    return found
+
+
+def _mask_pass(
+    looks: Sequence[_Look],
+    store: _FeatureStore,
+    fused: Sequence[Fused],
+    hws: Sequence[tuple[int, int]],
+    roi_chunk: int,
+) -> list[Float16]:
+    """Second pass: float16 (N, M, M) of each image, the weighted mean over the looks that know the class."""
+    device = store.images[0].device
+    boxes = [torch.from_numpy(f.boxes).to(device) for f in fused]
+    labels = [torch.from_numpy(f.labels).to(device) for f in fused]
+    if not any(len(b) for b in boxes):
+        return [np.zeros((0, 28, 28), np.float16) for _ in fused]
+    mean = _WeightedMean(len(fused))
+    for index, look in enumerate(looks):
+        features = store.get(index, look)
+        own = [look.member.from_manifest[label] for label in labels]
+        seen = [look.view.boxes(b, hw) for b, hw in zip(boxes, hws, strict=True)]
+        for row, probabilities in enumerate(_chunked_masks(look.member, features, seen, own, roi_chunk)):
+            upright = look.view.image_back(probabilities)
+            mean.add(row, upright, look.member.weight * (own[row] > 0))
+    return [mean.result(row) for row in range(len(fused))]
+
+
+def _chunked_masks(
+    member: Member, features: Features, boxes: list[Tensor], labels: list[Tensor], roi_chunk: int
+) -> list[Tensor]:
+    """`mask_probabilities` of every box, in calls of at most `roi_chunk` RoIs."""
+    parts: list[list[Tensor]] = [[] for _ in boxes]
+    for slices in _chunks([len(b) for b in boxes], roi_chunk):
+        some_boxes = [b[s] for b, s in zip(boxes, slices, strict=True)]
+        some_labels = [label[s] for label, s in zip(labels, slices, strict=True)]
+        masks = member.network.mask_probabilities(features, some_boxes, some_labels)
+        for part, mask in zip(parts, masks, strict=True):
+            part.append(mask)
+    return [torch.cat(part) for part in parts]
+
+
+def _chunks(counts: Sequence[int], limit: int) -> Iterator[list[slice]]:
+    """Slices of each image's boxes such that one round holds at most `limit` in all."""
+    starts = [0] * len(counts)
+    while True:
+        room, slices = limit, []
+        for row, count in enumerate(counts):
+            take = min(room, count - starts[row])
+            slices.append(slice(starts[row], starts[row] + take))
+            starts[row] += take
+            room -= take
+        yield slices
+        if all(start == count for start, count in zip(starts, counts, strict=True)):
+            return
+
+
+class _WeightedMean:
+    """Running weighted mean of RoI masks per image; a network with a finer grid sets the size."""
+
+    def __init__(self, rows: int) -> None:
+        self._sums: list[Tensor | None] = [None] * rows
+        self._weights: list[Tensor | None] = [None] * rows
+
+    def add(self, row: int, masks: Tensor, weights: Tensor) -> None:
+        """masks float32 (N, M, M); weights float32 (N,), 0 where this network has no say."""
+        old_sum, old_weights = self._sums[row], self._weights[row]
+        term = masks * weights[:, None, None]
+        if old_sum is not None and old_weights is not None:
+            side = max(old_sum.shape[-1], term.shape[-1])
+            term = _to_side(old_sum, side) + _to_side(term, side)
+            weights = old_weights + weights
+        self._sums[row], self._weights[row] = term, weights
+
+    def result(self, row: int) -> Float16:
+        """Float16 (N, M, M)."""
+        total, weights = self._sums[row], self._weights[row]
+        if total is None or weights is None:
+            return np.zeros((0, 28, 28), np.float16)
+        mean = total / weights.clamp(min=torch.finfo(torch.float32).tiny)[:, None, None]
+        halves: Float16 = mean.half().cpu().numpy()
+        return halves
+
+
+def _to_side(masks: Tensor, side: int) -> Tensor:
+    """(N, M, M) resampled to (N, side, side)."""
+    if masks.shape[-1] == side or len(masks) == 0:
+        return masks if masks.shape[-1] == side else masks.new_zeros((0, side, side))
+    return F.interpolate(masks[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0]

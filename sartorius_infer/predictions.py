@@ -1,0 +1,138 @@
+"""Keep what the networks saw: one `.npz` file per image, so that rules can change without them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sartorius_infer.errors import PredictionError
+from sartorius_infer.files import atomic_file
+from sartorius_infer.types import Float32, Int64, Prediction
+
+# Name, dtype, number of axes; lengths are `Prediction`'s to check.
+_ARRAYS: dict[str, tuple[type[np.generic], int]] = {
+    "boxes": (np.float32, 2),
+    "scores": (np.float32, 1),
+    "labels": (np.int64, 1),
+    "masks": (np.float16, 3),
+    "size_hw": (np.int64, 1),
+    "evidence": (np.float32, 2),
+}
+_MOST_CLASSES = 10_000
+
+
+def save_prediction(folder: Path, prediction: Prediction) -> Path:
+    """Write `<image_id>.npz` into `folder`, made if need be, whole or not at all.
+
+    Arrays: boxes float32 (N, 4), scores float32 (N,), labels int64 (N,), masks float16 (N, M, M),
+    size_hw int64 (2,), evidence float32 (N, K), as `Prediction` has them.
+    Raises PredictionError if the file cannot be written.
+    """
+    path = folder / f"{prediction.image_id}.npz"
+    arrays: dict[str, Any] = {name: getattr(prediction, name) for name in _ARRAYS}
+    arrays["size_hw"] = np.array(prediction.size_hw, np.int64)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path, "wb") as file:
+            np.savez(file, **arrays)
+    except OSError as error:
+        raise PredictionError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def load_prediction(path: Path) -> Prediction:
+    """Read what `save_prediction` wrote; the image's id is the file's stem. Nothing is unpickled.
+
+    A file without `evidence` gets each cell's score as its class's evidence, and 0 for the rest.
+    Raises PredictionError if the file cannot be read, or its arrays are not those of a prediction:
+    names, dtypes, shapes, scores and masks in [0, 1], boxes finite, labels from 1 to K.
+    """
+    arrays = _read(path)
+    _check_arrays(path, arrays)
+    height, width = arrays.pop("size_hw").tolist()
+    try:
+        if "evidence" not in arrays:
+            arrays["evidence"] = _one_hot(arrays["scores"], arrays["labels"])
+        prediction = Prediction(image_id=path.stem, size_hw=(height, width), **arrays)
+    except ValueError as error:
+        raise PredictionError(f"{path}: {error}") from error
+    _check_values(path, prediction)
+    return prediction
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    """Every array of an `.npz` file."""
+    try:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise PredictionError(f"{path}: expected a .npz file, found a single array")
+            with archive:
+                return {name: archive[name] for name in archive.files}
+    except PredictionError:
+        raise
+    except OSError as error:
+        raise PredictionError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # zip, zlib and the header's parser each raise their own
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PredictionError(
+            f"{path}: expected a whole .npz file, found a damaged one ({reason})"
+        ) from error
+
+
+def _check_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Raise PredictionError unless names, dtypes and numbers of axes are those of a prediction."""
+    missing = set(_ARRAYS) - set(arrays) - {"evidence"}
+    unknown = set(arrays) - set(_ARRAYS)
+    if missing or unknown:
+        raise PredictionError(
+            f"{path}: expected arrays {', '.join(_ARRAYS)}, found {', '.join(sorted(arrays)) or 'none'}"
+        )
+    for name, array in arrays.items():
+        dtype, axes = _ARRAYS[name]
+        if array.dtype != dtype or array.ndim != axes:
+            raise PredictionError(
+                f"{path}: expected {name} {np.dtype(dtype).name} of {axes} axes, "
+                f"found {array.dtype} {array.shape}"
+            )
+    if arrays["size_hw"].shape != (2,) or arrays["size_hw"].min() < 1:
+        raise PredictionError(
+            f"{path}: expected size_hw to be 2 positive numbers, found {arrays['size_hw'].tolist()}"
+        )
+
+
+def _check_values(path: Path, prediction: Prediction) -> None:
+    """Raise PredictionError unless the values are ones that networks can give."""
+    classes = prediction.evidence.shape[1]
+    unit = "values in [0, 1]"
+    checks = (
+        ("boxes", np.isfinite(prediction.boxes), "finite values"),
+        ("scores", _in_unit(prediction.scores), unit),
+        ("masks", _in_unit(prediction.masks), unit),
+        ("evidence", _in_unit(prediction.evidence), unit),
+        ("labels", (prediction.labels >= 1) & (prediction.labels <= classes), f"values in 1..{classes}"),
+    )
+    for name, good, expected in checks:
+        if not good.all():
+            found = getattr(prediction, name)[~good].ravel()[0]
+            raise PredictionError(f"{path}: expected {name} to be {expected}, found {found}")
+
+
+def _in_unit(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where values are in [0, 1], give or take the rounding of a mean; NaN is not."""
+    return (values >= 0) & (values <= 1.001)
+
+
+def _one_hot(scores: Float32, labels: Int64) -> Float32:
+    """Each score in its label's column, float32 (N, K), K the greatest label.
+
+    Raises ValueError if that is beyond any network's, or scores and labels differ in number.
+    """
+    count = labels.max(initial=0)
+    if count > _MOST_CLASSES:
+        raise ValueError(f"expected labels up to {_MOST_CLASSES}, found {count}")
+    classes = np.arange(1, count + 1)
+    return np.where(labels[:, None] == classes, scores[:, None], np.float32(0))

@@ -1,0 +1,255 @@
+"""Label maps to run-length strings and back, in the competition's format and in COCO's.
+
+Competition: "start length" pairs, starts counted from 1, row-major: left to right, then down.
+COCO: column-major counts of background and mask in turn, packed in printable characters.
+Labels count from 1; 0 is background. Whatever the number of cells, a map is read once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypedDict
+
+import numpy as np
+
+from sartorius_infer.types import Bool, Int32, Int64
+
+# Eighteen digits keep the sum of a start and a length within int64.
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
+_PAIRS_AT_ONCE = 1 << 20
+
+
+class CocoRle(TypedDict):
+    """One mask as pycocotools writes it: `size` is [height, width]."""
+
+    size: list[int]
+    counts: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Runs:
+    """Runs of labels 1..n in one flat map, by label, then by position.
+
+    starts  int64 (R,), from 0
+    lengths int64 (R,)
+    bounds  int64 (n + 1,): label k has the runs bounds[k - 1]:bounds[k]
+    """
+
+    starts: Int64
+    lengths: Int64
+    bounds: Int64
+
+
+def encode_label_map(label_map: Int32, n: int) -> list[str]:
+    """The competition's string for each label 1..n of `label_map` (H, W); "" for an absent one.
+
+    Raises ValueError if the map holds a label outside 0..n.
+    """
+    runs = _runs(label_map.ravel(), n)
+    numbers = np.stack([runs.starts + 1, runs.lengths], axis=1).ravel()
+    words = [str(number) for number in numbers.tolist()]
+    bounds = (2 * runs.bounds).tolist()
+    return [" ".join(words[first:last]) for first, last in pairwise(bounds)]
+
+
+def encode_coco(label_map: Int32, n: int) -> list[CocoRle]:
+    """COCO's compressed RLE for each label 1..n of `label_map` (H, W).
+
+    Equal to pycocotools.mask.encode on each label's mask; counts are differences to the count
+    two before, in 5-bit groups (rleToString in cocoapi's maskApi.c).
+    Raises ValueError if the map holds a label outside 0..n.
+    """
+    counts, bounds = _coco_counts(_runs(label_map.T.ravel(), n), label_map.size)
+    index = np.arange(len(counts))
+    later = np.flatnonzero(index - np.repeat(bounds[:-1], np.diff(bounds)) > 2)
+    deltas = counts.copy()
+    deltas[later] -= counts[later - 2]
+    text, ends = _five_bit_text(deltas)
+    cuts = np.concatenate([[0], ends])[bounds].tolist()
+    size = [int(side) for side in label_map.shape]
+    return [{"size": list(size), "counts": text[first:last]} for first, last in pairwise(cuts)]
+
+
+def areas_and_boxes(label_map: Int32, n: int) -> tuple[Int64, Int64]:
+    """Area (n,) in pixels and box xywh (n, 4) of each label 1..n; zeros for an absent one.
+
+    Raises ValueError if the map holds a label outside 0..n.
+    """
+    runs = _runs(label_map.ravel(), n)
+    areas, boxes = np.zeros(n, np.int64), np.zeros((n, 4), np.int64)
+    there = np.flatnonzero(np.diff(runs.bounds))
+    if len(there) == 0:
+        return areas, boxes
+    width = label_map.shape[1]
+    firsts = runs.bounds[there]
+    last = runs.starts + runs.lengths - 1
+    wraps = runs.starts // width != last // width
+    areas[there] = np.add.reduceat(runs.lengths, firsts)
+    left = np.minimum.reduceat(np.where(wraps, 0, runs.starts % width), firsts)
+    right = np.maximum.reduceat(np.where(wraps, width - 1, last % width), firsts)
+    top, bottom = runs.starts[firsts] // width, last[runs.bounds[there + 1] - 1] // width
+    boxes[there] = np.stack([left, top, right - left + 1, bottom - top + 1], axis=1)
+    return areas, boxes
+
+
+def decode(rle: str, size_hw: tuple[int, int]) -> tuple[Int64, Int64]:
+    """Starts (from 0) and lengths, int64 (R,) each, of the competition's string; "" has no runs.
+
+    Raises ValueError with every reason, joined by "; ", if the string is not sorted, disjoint,
+    positive pairs within an image of `size_hw`.
+    """
+    words = rle.split()
+    if not all(map(_INTEGER.fullmatch, words)):
+        wrong = next(word for word in words if not _INTEGER.fullmatch(word))
+        raise ValueError(f"expected integers of at most 18 digits, found {wrong[:30]!r}")
+    if len(words) % 2:
+        raise ValueError(f"expected start length pairs, found an odd number of values ({len(words)})")
+    starts, lengths = np.array(list(map(int, words)), np.int64).reshape(-1, 2).T
+    if len(starts) and not _sound(starts, lengths, size_hw):
+        raise ValueError("; ".join(_faults(starts, lengths, size_hw)))
+    return starts - 1, lengths
+
+
+def decode_mask(rle: str, size_hw: tuple[int, int]) -> Bool:
+    """The mask (H, W) of the competition's string. Raises ValueError as `decode` does."""
+    mask = np.zeros(size_hw, np.bool_)
+    mask.ravel()[_pixels(*decode(rle, size_hw))] = True
+    return mask
+
+
+def decode_label_map(rles: Sequence[str], size_hw: tuple[int, int]) -> Int32:
+    """The label map (H, W) in which `rles[k - 1]` is label k.
+
+    Raises ValueError as `decode` does, or if two masks share a pixel.
+    """
+    masks = [decode(rle, size_hw) for rle in rles]
+    for first, second, pixels in shared_pixels(masks):
+        raise ValueError(f"labels {first + 1} and {second + 1} share {pixels} pixel(s)")
+    label_map = np.zeros(size_hw, np.int32)
+    for label, runs in enumerate(masks, start=1):
+        label_map.ravel()[_pixels(*runs)] = label
+    return label_map
+
+
+def shared_pixels(masks: Sequence[tuple[Int64, Int64]]) -> list[tuple[int, int, int]]:
+    """(i, j, pixels) for each two masks i < j with pixels in common, sorted.
+
+    A mask is `decode`'s starts and lengths. Runs of all masks are sorted by start; a run meets
+    those that follow it until its own end. Memory grows with runs and results, not with pixels.
+    """
+    owners = np.repeat(np.arange(len(masks)), [len(starts) for starts, _ in masks])
+    starts = np.concatenate([np.empty(0, np.int64), *(mask[0] for mask in masks)])
+    ends = starts + np.concatenate([np.empty(0, np.int64), *(mask[1] for mask in masks)])
+    order = np.argsort(starts, kind="stable")
+    owners, starts, ends = owners[order], starts[order], ends[order]
+    met = np.searchsorted(starts, ends) - np.arange(1, len(starts) + 1)
+    shared: dict[int, int] = {}
+    for run in _blocks(met):
+        one = np.repeat(run, met[run])
+        other = one + 1 + np.arange(len(one)) - np.repeat(np.cumsum(met[run]) - met[run], met[run])
+        low, high = np.sort([owners[one], owners[other]], axis=0)
+        keys, index = np.unique(low * len(masks) + high, return_inverse=True)
+        pixels = np.zeros(len(keys), np.int64)
+        np.add.at(pixels, index, np.minimum(ends[one], ends[other]) - starts[other])
+        for key, count in zip(keys.tolist(), pixels.tolist(), strict=True):
+            shared[key] = shared.get(key, 0) + count
+    return [(*divmod(key, len(masks)), count) for key, count in sorted(shared.items())]
+
+
+def _blocks(met: Int64) -> Iterator[Int64]:
+    """Indices of the runs that meet any other, in blocks of about `_PAIRS_AT_ONCE` meetings."""
+    busy = np.flatnonzero(met)
+    if len(busy):
+        block = np.cumsum(met[busy]) // _PAIRS_AT_ONCE
+        yield from np.split(busy, np.flatnonzero(np.diff(block)) + 1)
+
+
+def _runs(flat: Int32, n: int) -> _Runs:
+    """The runs of labels 1..n in a flat map. Raises ValueError if a label is outside 0..n."""
+    changed = np.ones(len(flat), np.bool_)
+    np.not_equal(flat[1:], flat[:-1], out=changed[1:])
+    starts = np.flatnonzero(changed)
+    lengths = np.diff(starts, append=len(flat))
+    labels = flat[starts].astype(np.int64)
+    if len(labels) and not 0 <= labels.min() <= labels.max() <= n:
+        raise ValueError(f"expected labels 0..{n}, found {labels.min()}..{labels.max()}")
+    order = np.argsort(labels, kind="stable")
+    order = order[np.searchsorted(labels, 1, sorter=order) :]
+    bounds = np.searchsorted(labels[order], np.arange(1, n + 2)).astype(np.int64)
+    return _Runs(starts[order], lengths[order], bounds)
+
+
+def _coco_counts(runs: _Runs, pixels: int) -> tuple[Int64, Int64]:
+    """Counts of background and mask in turn for all labels, and each label's bounds (n + 1,).
+
+    An empty run behind the last pixel closes each label, so that its trailing background is a
+    gap like the others; of that run only a gap that is not empty, or stands alone, is kept.
+    """
+    n = len(runs.bounds) - 1
+    closing = runs.bounds[1:] + np.arange(n)
+    starts = np.insert(runs.starts, runs.bounds[1:], pixels)
+    ends = np.insert(runs.starts + runs.lengths, runs.bounds[1:], pixels)
+    before = np.concatenate([[0], ends[:-1]])
+    before[runs.bounds[:-1] + np.arange(n)] = 0
+    pairs = np.stack([starts - before, ends - starts], axis=1)
+    kept = np.ones(pairs.shape, np.bool_)
+    kept[closing, 1] = False
+    kept[closing, 0] = (pairs[closing, 0] > 0) | (np.diff(runs.bounds) == 0)
+    bounds = np.concatenate([[0], np.cumsum(kept.sum(axis=1))[closing]])
+    return pairs[kept], bounds
+
+
+def _five_bit_text(values: Int64) -> tuple[str, Int64]:
+    """All values in signed 5-bit groups, low first, one character each; and each value's end.
+
+    A character is 48 + the group, + 32 if more groups of its value follow.
+    """
+    rest = values.copy()
+    follows = np.ones(len(values), np.bool_)
+    characters, written = [], []
+    while follows.any():
+        group = rest & 31
+        rest >>= 5
+        written.append(follows)
+        follows = follows & np.where(group & 16, rest != -1, rest != 0)
+        characters.append((48 + group + 32 * follows).astype(np.uint8))
+    if not written:
+        return "", np.zeros(0, np.int64)
+    chosen = np.stack(written, axis=1)
+    text = np.stack(characters, axis=1)[chosen].tobytes().decode("ascii")
+    return text, np.cumsum(chosen.sum(axis=1))
+
+
+def _sound(starts: Int64, lengths: Int64, size_hw: tuple[int, int]) -> bool:
+    """Whether `_faults` would find nothing, in a fraction of its time; needs at least one pair."""
+    ends = starts + lengths
+    inside = starts[0] >= 1 and ends[-1] <= size_hw[0] * size_hw[1] + 1
+    return bool(inside and lengths.min() >= 1 and (starts[1:] >= ends[:-1]).all())
+
+
+def _faults(starts: Int64, lengths: Int64, size_hw: tuple[int, int]) -> Iterator[str]:
+    """What is wrong with pairs whose starts count from 1; of each kind the first pair is named."""
+    height, width = size_hw
+    last = starts + lengths - 1
+    unsorted, inside = np.zeros((2, len(starts)), np.bool_)
+    unsorted[1:] = starts[1:] < starts[:-1]
+    inside[1:] = ~unsorted[1:] & (starts[1:] <= last[:-1])
+    kinds = (
+        (starts < 1, "the start is below 1"),
+        (lengths < 1, "the length is below 1"),
+        (unsorted, "the start is before the previous pair's"),
+        (inside, "the start is inside the previous pair"),
+        (last > height * width, f"it ends past pixel {height * width}, the last of {height} x {width}"),
+    )
+    for wrong, reason in kinds:
+        if wrong.any():
+            pair = int(wrong.argmax())
+            yield f"pair {pair + 1} ({starts[pair]} {lengths[pair]}): {reason}"
+
+
+def _pixels(starts: Int64, lengths: Int64) -> Int64:
+    """The flat index of every pixel of the runs."""
+    return np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)

@@ -1,0 +1,75 @@
+"""The rules that turn a soft `Prediction` into final cells, as strict, frozen settings.
+
+Each is read from the manifest's `rules`; `instances` applies them. Thresholds are inclusive: a
+cell whose score equals its threshold stays.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Pixels = Annotated[int, Field(ge=0)]
+
+
+class Settings(BaseModel):
+    """Base of every setting: immutable, no unknown keys, no silent conversions, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class EdgeThresholds(Settings):
+    """What a cell on the image border must reach instead of its class's own thresholds."""
+
+    score: Fraction
+    min_area: Pixels
+
+
+class ClassRule(Settings):
+    """Thresholds of one class; areas in pixels."""
+
+    score: Fraction = 0.5
+    mask: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    min_area: Pixels = 0
+    edge: EdgeThresholds | None = Field(
+        None, description="thresholds of cells on the image border; null: the class's own"
+    )
+
+
+class EdgeRule(Settings):
+    """What becomes of cells with a pixel within `margin` pixels of the image border.
+
+    `rule` holds them to their class's `edge` thresholds, `keep` treats them like the rest,
+    `drop` removes them all. A margin of 0 means a pixel on the border itself.
+    """
+
+    mode: Literal["rule", "keep", "drop"] = "rule"
+    margin: Pixels = 0
+
+
+class Rules(Settings):
+    """Everything decided after the networks have spoken."""
+
+    per_class: dict[str, ClassRule] = Field(default_factory=dict)
+    rescore_by_mask: bool = Field(
+        False, description="multiply each score by the mean probability inside its mask"
+    )
+    consensus: Literal["off", "count", "score_sum"] = Field(
+        "off", description="keep only the image's leading class, by number or by summed score"
+    )
+    overlap_survival: Fraction = Field(
+        0.5, description="drop a cell that keeps less than this fraction once higher scores have claimed"
+    )
+    fill_holes: bool = False
+    edge: EdgeRule = EdgeRule()
+    paste: Literal["exact", "torchvision"] = Field(
+        "exact",
+        description="exact: bilinear at pixel centres of the unrounded box; "
+        "torchvision: box corners truncated to whole pixels as its own models do",
+    )
+
+    def of(self, class_name: str) -> ClassRule:
+        """The rule of a class; the defaults where none is written."""
+        return self.per_class.get(class_name, ClassRule())

@@ -1,0 +1,104 @@
+"""Test-time views: each an exact image transform with its exact inverse on boxes and RoI masks.
+
+The eight flips and quarter-turns are the symmetries of the square, written as an optional
+transposition followed by optional flips. A scale leaves the pixels alone: it asks the network to
+work at a multiple of its usual input size, whose boxes come back in image pixels by themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sartorius_infer.errors import ManifestError
+
+SCALE_LIMITS = (0.25, 4.0)
+
+_SYMMETRIES = {
+    # name: (transpose, hflip, vflip); turns are counter-clockwise
+    "identity": (False, False, False),
+    "hflip": (False, True, False),
+    "vflip": (False, False, True),
+    "rot180": (False, True, True),
+    "transpose": (True, False, False),
+    "rot90": (True, False, True),
+    "rot270": (True, True, False),
+    "transverse": (True, True, True),
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to look at an image: transpose, then mirror columns, then mirror rows, then scale."""
+
+    transpose: bool = False
+    hflip: bool = False
+    vflip: bool = False
+    scale: float = 1.0
+
+    def image(self, pixels: Tensor) -> Tensor:
+        """The view of (..., H, W): (..., W, H) where it transposes."""
+        if self.transpose:
+            pixels = pixels.transpose(-1, -2)
+        flips = [axis for axis, on in ((-1, self.hflip), (-2, self.vflip)) if on]
+        return pixels.flip(flips) if flips else pixels
+
+    def image_back(self, pixels: Tensor) -> Tensor:
+        """The inverse of `image`; RoI masks (N, M, M) come back from the view by it."""
+        flips = [axis for axis, on in ((-1, self.hflip), (-2, self.vflip)) if on]
+        pixels = pixels.flip(flips) if flips else pixels
+        return pixels.transpose(-1, -2) if self.transpose else pixels
+
+    def boxes(self, xyxy: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """Boxes (N, 4) of an image of `size_hw` in pixels of its view."""
+        height, width = size_hw
+        if self.transpose:
+            xyxy = xyxy[:, [1, 0, 3, 2]]
+            height, width = width, height
+        return self._mirror(xyxy, height, width)
+
+    def boxes_back(self, xyxy: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """The inverse of `boxes`; `size_hw` is the image's, not the view's."""
+        height, width = size_hw
+        if self.transpose:
+            height, width = width, height
+        xyxy = self._mirror(xyxy, height, width)
+        return xyxy[:, [1, 0, 3, 2]] if self.transpose else xyxy
+
+    def _mirror(self, xyxy: Tensor, height: int, width: int) -> Tensor:
+        x0, y0, x1, y1 = xyxy.unbind(1)
+        if self.hflip:
+            x0, x1 = width - x1, width - x0
+        if self.vflip:
+            y0, y1 = height - y1, height - y0
+        return torch.stack((x0, y0, x1, y1), dim=1)
+
+
+IDENTITY = View()
+
+
+def parse_view(text: str) -> View:
+    """A view by name: a symmetry, `scale:F`, or both joined by `+` (`hflip+scale:1.25`).
+
+    Raises ManifestError for anything else, and for scales outside 0.25 to 4.
+    """
+    symmetry, _, rest = text.strip().partition("+")
+    if symmetry.startswith("scale:") and not rest:
+        symmetry, rest = "identity", symmetry
+    if symmetry not in _SYMMETRIES or not (rest or "scale:1").startswith("scale:"):
+        names = ", ".join(_SYMMETRIES)
+        raise ManifestError(f"view {text!r}: expected {names}, scale:F, or both as in hflip+scale:1.25")
+    return View(*_SYMMETRIES[symmetry], _scale(text, rest.removeprefix("scale:")) if rest else 1.0)
+
+
+def _scale(text: str, number: str) -> float:
+    low, high = SCALE_LIMITS
+    try:
+        scale = float(number)
+    except ValueError:
+        scale = float("nan")
+    if not low <= scale <= high:
+        raise ManifestError(f"view {text!r}: expected a scale from {low} to {high}, found {number!r}")
+    return scale
