@@ -46,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words[1:] if name else words)
     try:
         return command(arguments)
+    except BrokenPipeError:
+        # Whoever read our output has enough; what is left must not fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
     except (SartoriusError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT

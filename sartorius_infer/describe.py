@@ -79,14 +79,23 @@ def _torchvision_lines(
         f"  architecture  Mask R-CNN, {parts.body}, {parts.levels} levels of {parts.fpn.channels} channels",
         f"  classes       {count} and background: {named}{'' if classes else ' (assumed)'}",
     ]
+    silent = {name for name in values if values[name] is None or _idle(name, values)}
     for source, title in SOURCES.items():
-        fields = [f"    {name} = {_plain(values[name])}" for name in values if origin[name] == source]
+        names = [name for name in values if origin[name] == source and name not in silent]
+        fields = [f"    {name} = {_plain(values[name])}" for name in names]
         lines += [f"  {title}:", *fields] if fields else []
     seen = flatten(spec.preprocessing.model_dump(exclude_none=True))
     lines.append(
         f"  preprocessing ({'manifest' if 'preprocessing' in spec.model_fields_set else 'assumed'}):"
     )
     return lines + [f"    {name} = {_plain(value)}" for name, value in seen.items()]
+
+
+def _idle(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether a setting of a norm has no effect on a norm of its kind."""
+    part, _, setting = name.rpartition(".")
+    kind = values.get(f"{part}.kind")
+    return (setting == "groups" and kind != "group") or (setting == "eps" and kind == "none")
 
 
 def _plain(value: Any) -> str:

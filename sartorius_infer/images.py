@@ -128,9 +128,7 @@ def _naming(path: Path) -> Iterator[None]:
 def _in_folder(folder: Path) -> list[ImageFile]:
     """The images directly in a folder, by id; at least one."""
     with os.scandir(folder) as entries:
-        names = [
-            entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir()
-        ]
+        names = [entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir()]
     paths = [folder / name for name in names if _is_image(name)]
     if not paths:
         raise ImageError(f"expected images ({' '.join(EXTENSIONS)}), found {len(names)} other file(s)")
@@ -142,9 +140,7 @@ def _by_name(path: Path) -> ImageFile:
     if not path.exists():
         raise ImageError("expected an image or a folder, found nothing there")
     if not _is_image(path.name):
-        raise ImageError(
-            f"expected an image ({' '.join(EXTENSIONS)}), found {path.suffix or 'no extension'}"
-        )
+        raise ImageError(f"expected an image ({' '.join(EXTENSIONS)}), found {path.suffix or 'no extension'}")
     return ImageFile(path.stem, path)
 
 
@@ -154,23 +150,24 @@ def _is_image(name: str) -> bool:
 
 def _competitions(folder: Path, depth: int) -> Iterator[Path]:
     """Folders at or below `folder` that look like the competition's, none inside another."""
-    if (folder / "sample_submission.csv").is_file() and (folder / "test").is_dir():
-        yield folder
-    elif depth:
-        try:
+    inner: list[str] = []
+    try:
+        marked = (folder / "sample_submission.csv").is_file() and (folder / "test").is_dir()
+        if depth and not marked:
             with os.scandir(folder) as entries:
                 inner = sorted(entry.name for entry in entries if entry.is_dir())
-        except OSError:  # what cannot be listed cannot be the mount
-            return
-        for name in inner:
-            if name not in _NOT_MOUNTS and not name.startswith("."):
-                yield from _competitions(folder / name, depth - 1)
+    except OSError:  # what cannot be listed cannot be the mount
+        return
+    if marked:
+        yield folder
+    for name in inner:
+        if name not in _NOT_MOUNTS and not name.startswith("."):
+            yield from _competitions(folder / name, depth - 1)
 
 
 class _Format(NamedTuple):
     """How one format is read: (H, W) of a stream, a check of the whole, its pixels."""
 
-    name: str
     size_hw: Callable[[BinaryIO], tuple[int, int]]
     check: Callable[[bytes], None]
     decode: Callable[[bytes], NDArray[Any]]
@@ -282,12 +279,14 @@ class _Tiff:
         return self.tags.get(number, (default,))[0]
 
 
-_BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 284, 338, 339
+_BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR = 258, 259, 262, 277, 284
+_EXTRA_SAMPLES, _SAMPLE_FORMAT = 338, 339
 # What the pixels depend on; orientation, resolution and private tags are left out.
 _PIXEL_TAGS = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324}
 _PIXEL_TAGS |= {325, 332, 338, 339, 347, *range(512, 522), *range(529, 533)}
 # (samples, photometric): gray with 0 as white or as black, RGB, RGB with alpha.
 _CHANNELS = {(1, 0), (1, 1), (3, 2), (4, 2)}
+_YCBCR = 6
 _SAMPLE_NAMES = {1: "unsigned", 2: "signed", 3: "float"}
 
 
@@ -297,9 +296,9 @@ def _tiff(stream: BinaryIO) -> _Tiff:
     order, big = ("<" if byte_order == b"II" else ">"), b"+" in version
     at = first = _take(stream, order + "Q", at=8)[0] if big else _take(stream, order + "I")[0]
     count_as, entry_size, next_as = ("Q", 20, "Q") if big else ("H", 12, "I")
-    seen: list[int] = []
+    seen: set[int] = set()
     while at and at not in seen:
-        seen.append(at)
+        seen.add(at)
         (count,) = _take(stream, order + count_as, at=at)
         stream.seek(count * entry_size, os.SEEK_CUR)
         (at,) = _take(stream, order + next_as)
@@ -308,13 +307,9 @@ def _tiff(stream: BinaryIO) -> _Tiff:
     (count,) = _take(stream, order + count_as, at=first)
     entries = _take(stream, f"{entry_size}s" * count)
     numbers = [struct.unpack_from(order + "H", entry)[0] for entry in entries]
-    kept = {
-        number: entry for number, entry in zip(numbers, entries, strict=True) if number in _PIXEL_TAGS
-    }
+    kept = {number: entry for number, entry in zip(numbers, entries, strict=True) if number in _PIXEL_TAGS}
     tags = {number: _tiff_numbers(stream, order, entry) for number, entry in kept.items()}
-    return _Tiff(
-        order, big, tuple(kept.values()), {number: value for number, value in tags.items() if value}
-    )
+    return _Tiff(order, big, tuple(kept.values()), {number: value for number, value in tags.items() if value})
 
 
 def _tiff_numbers(stream: BinaryIO, order: str, entry: bytes) -> tuple[int, ...]:
@@ -344,24 +339,36 @@ def _tiff_size(stream: BinaryIO) -> tuple[int, int]:
     samples, photometric = page.tag(_SAMPLES, 1), page.tag(_PHOTOMETRIC, 0)
     alpha = bits < 16 and page.tag(_EXTRA_SAMPLES, 0) in (1, 2)
     if (photometric < 2 or bits == 16) and (samples - alpha, photometric) not in _CHANNELS:
-        raise ImageError(
-            f"expected gray or RGB, found {samples} channels of photometric kind {photometric}"
-        )
+        raise ImageError(f"expected gray or RGB, found {samples} channels of photometric kind {photometric}")
     if bits == 16 and samples > 1 and page.tag(_PLANAR, 1) != 1:
         raise ImageError("expected 16-bit channels pixel by pixel, found separate planes")
     return page.tag(257, 0), page.tag(256, 0)
 
 
 def _check_tiff(data: bytes) -> None:
-    """Raise ImageError unless every strip or tile lies inside the file."""
-    tags = _tiff(BytesIO(data)).tags
-    starts = tags.get(273) or tags.get(324, ())
-    lengths = tags.get(279) or tags.get(325, ())
-    if not starts or len(starts) != len(lengths):
-        raise ImageError(f"expected a whole TIFF, found {len(starts)} strips of {len(lengths)} lengths")
+    """Raise ImageError unless every strip or tile is listed and lies inside the file."""
+    page = _tiff(BytesIO(data))
+    tiled = 324 in page.tags
+    starts, lengths = (page.tags.get(number, ()) for number in ((324, 325) if tiled else (273, 279)))
+    expected = _tiff_pieces(page, tiled)
+    if not expected <= len(starts) == len(lengths):
+        found = f"{len(starts)} strips or tiles of {len(lengths)} lengths"
+        raise ImageError(f"expected a TIFF of {expected} strips or tiles, found {found}")
     end = max(start + length for start, length in zip(starts, lengths, strict=True))
     if end > len(data):
         raise _truncated("TIFF", data, f"before byte {end} of its last strip")
+    needed = page.tag(257, 0) * -(-page.tag(256, 0) * page.tag(_BITS, 1) * page.tag(_SAMPLES, 1) // 8)
+    if page.tag(_COMPRESSION, 1) == 1 and page.tag(_PHOTOMETRIC, 0) != _YCBCR and sum(lengths) < needed:
+        raise ImageError(f"expected a TIFF of {needed} bytes of pixels, found {sum(lengths)}")
+
+
+def _tiff_pieces(page: _Tiff, tiled: bool) -> int:
+    """How many strips or tiles the picture must have."""
+    height, width = page.tag(257, 0), page.tag(256, 0)
+    high = page.tag(323 if tiled else 278, height) or height
+    wide = page.tag(322, width) or width if tiled else width
+    planes = page.tag(_SAMPLES, 1) if page.tag(_PLANAR, 1) == 2 else 1
+    return -(-height // high) * -(-width // wide) * planes
 
 
 def _plain_tiff(data: bytes, page: _Tiff) -> bytes:
@@ -375,8 +382,11 @@ def _plain_tiff(data: bytes, page: _Tiff) -> bytes:
 
 
 def _decode_tiff(data: bytes) -> NDArray[Any]:
-    """Up to 8 bits by Pillow, since OpenCV returns a damaged strip as if it were whole; 16 by OpenCV,
-    since Pillow makes 8 of 16 bits in colour pictures."""
+    """(H, W) gray or (H, W, 3) RGB, uint8 or uint16, of a TIFF file, as stored.
+
+    Up to 8 bits by Pillow, since OpenCV returns a damaged strip as if it were whole; 16 bits by
+    OpenCV, since Pillow keeps 8 of a colour's 16.
+    """
     page = _tiff(BytesIO(data))
     plain = _plain_tiff(data, page)
     if page.tag(_BITS, 1) < 16:
@@ -425,13 +435,12 @@ def _to_eight_bits(pixels: NDArray[Any]) -> UInt8:
     return np.ascontiguousarray(pixels, np.uint8)
 
 
-_TIFF_FORMAT = _Format("TIFF", _tiff_size, _check_tiff, _decode_tiff)
+_TIFF_FORMAT = _Format(_tiff_size, _check_tiff, _decode_tiff)
 _FORMATS = {
-    b"\x89PNG\r\n\x1a\n": _Format("PNG", _png_size, _check_png, _decode),
-    b"\xff\xd8\xff": _Format("JPEG", _jpeg_size, _check_jpeg, _decode),
-    b"BM": _Format("BMP", _bmp_size, _check_bmp, _decode_quietly),
+    b"\x89PNG\r\n\x1a\n": _Format(_png_size, _check_png, _decode),
+    b"\xff\xd8\xff": _Format(_jpeg_size, _check_jpeg, _decode),
+    b"BM": _Format(_bmp_size, _check_bmp, _decode_quietly),
     b"II*\0": _TIFF_FORMAT,
     b"MM\0*": _TIFF_FORMAT,
-    b"II+\0": _TIFF_FORMAT,
-    b"MM\0+": _TIFF_FORMAT,
+    b"II+\0": _TIFF_FORMAT,  # BigTIFF; Pillow cannot read its other byte order
 }

@@ -125,7 +125,6 @@ def _paste(prediction: Prediction, rules: Rules, limits: _Limits) -> Iterator[_C
 def _rescored(score: float, crop: Crop, mask: Bool) -> float:
     """The score times the mean probability in the mask, which has a pixel; a float32's value."""
     mean = cv2.mean(crop.probabilities, mask.view(np.uint8))[0]
-    mean = min(mean, 1.0)  # interpolation may end an ulp above 1
     return float(np.float32(score) * np.float32(mean))
 
 

@@ -191,8 +191,9 @@ class _Runner:
 
     def __call__(self, images: Sequence[CellImage]) -> list[Prediction | SartoriusError]:
         """Each image's prediction, or why there is none."""
-        if len(images) > self.batch_size:
-            return self(images[: self.batch_size]) + self(images[self.batch_size :])
+        fits = self.batch_size  # may shrink during the first of the two calls
+        if len(images) > fits:
+            return self(images[:fits]) + self(images[fits:])
         try:
             return list(predict(self.ensemble, images, self.select, self.roi_chunk))
         except (torch.OutOfMemoryError, MemoryError, RuntimeError, PredictionError) as error:

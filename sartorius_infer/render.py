@@ -39,10 +39,7 @@ def outline(label_map: Int32) -> Bool:
     The image's border is no neighbour. bool (H, W); one pass over the map for all cells.
     """
     edge = np.zeros(label_map.shape, np.bool_)
-    for here, there in (
-        (np.s_[1:], np.s_[:-1]),
-        (np.s_[:, 1:], np.s_[:, :-1]),
-    ):
+    for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         differs = label_map[here] != label_map[there]
         edge[here] |= differs
         edge[there] |= differs
@@ -59,16 +56,16 @@ def overlay(image: CellImage, instances: Instances, classes: Sequence[str]) -> U
     Raises ImageError if the label map has another size than the image, or a label has no class.
     """
     if image.size_hw != instances.label_map.shape:
-        found = " x ".join(map(str, instances.label_map.shape))
-        raise ImageError(f"{image.id}: expected cells of {image.size_hw} pixels, found {found}")
+        expected, found = (" x ".join(map(str, size)) for size in (image.size_hw, instances.label_map.shape))
+        raise ImageError(f"{image.id}: expected cells of {expected} pixels, found {found}")
     if instances.labels.max(initial=0) > len(classes):
-        raise ImageError(
-            f"{image.id}: expected labels 1..{len(classes)}, found {instances.labels.max()}"
-        )
+        raise ImageError(f"{image.id}: expected labels 1..{len(classes)}, found {instances.labels.max()}")
     palette = list(islice(cycle(PALETTE), len(classes)))
     factor = _enlargement(image.size_hw)
-    picture = _stretched(image.pixels).repeat(factor, axis=0).repeat(factor, axis=1)
-    label_map = instances.label_map.repeat(factor, axis=0).repeat(factor, axis=1)
+    picture, label_map = _stretched(image.pixels), instances.label_map
+    if factor > 1:
+        picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+        label_map = label_map.repeat(factor, axis=0).repeat(factor, axis=1)
     _paint(picture, label_map, np.array([(0, 0, 0), *palette])[instances.labels])
     counts = np.bincount(instances.labels, minlength=len(classes) + 1)[1:].tolist()
     entries = [(colour, f"{name} {n}") for colour, name, n in zip(palette, classes, counts, strict=True)]
@@ -106,7 +103,8 @@ def _stretched(pixels: UInt8) -> UInt8:
     if low == high:
         low, high = np.intp(0), np.intp(255)
     table: UInt8 = ((np.arange(256) - low) * 255 / (high - low)).clip(0, 255).astype(np.uint8)
-    return table[pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)]
+    stretched = table[pixels]
+    return stretched if stretched.ndim == 3 else np.repeat(stretched[..., None], 3, axis=2)
 
 
 def _paint(picture: UInt8, label_map: Int32, colours: NDArray[np.int64]) -> None:

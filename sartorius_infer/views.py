@@ -7,6 +7,7 @@ work at a multiple of its usual input size, whose boxes come back in image pixel
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ _SYMMETRIES = {
     "rot270": (True, True, False),
     "transverse": (True, True, True),
 }
+_NAME = re.compile(r"([a-z0-9]+)(?:\+scale:([0-9]*\.?[0-9]+))?")
 
 
 @dataclass(frozen=True)
@@ -84,21 +86,11 @@ def parse_view(text: str) -> View:
 
     Raises ManifestError for anything else, and for scales outside 0.25 to 4.
     """
-    symmetry, _, rest = text.strip().partition("+")
-    if symmetry.startswith("scale:") and not rest:
-        symmetry, rest = "identity", symmetry
-    if symmetry not in _SYMMETRIES or not (rest or "scale:1").startswith("scale:"):
+    found = _NAME.fullmatch(f"identity+{text}" if text.startswith("scale:") else text)
+    if not found or found[1] not in _SYMMETRIES:
         names = ", ".join(_SYMMETRIES)
         raise ManifestError(f"view {text!r}: expected {names}, scale:F, or both as in hflip+scale:1.25")
-    return View(*_SYMMETRIES[symmetry], _scale(text, rest.removeprefix("scale:")) if rest else 1.0)
-
-
-def _scale(text: str, number: str) -> float:
-    low, high = SCALE_LIMITS
-    try:
-        scale = float(number)
-    except ValueError:
-        scale = float("nan")
+    scale, (low, high) = float(found[2] or 1), SCALE_LIMITS
     if not low <= scale <= high:
-        raise ManifestError(f"view {text!r}: expected a scale from {low} to {high}, found {number!r}")
-    return scale
+        raise ManifestError(f"view {text!r}: expected a scale from {low} to {high}, found {scale:g}")
+    return View(*_SYMMETRIES[found[1]], scale)

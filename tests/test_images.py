@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -75,7 +75,6 @@ ENCODERS = {
     "tiff cv2 deflate": by_cv2(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 8),
     "tiff pillow raw": by_pillow("TIFF"),
     "tiff pillow packbits": by_pillow("TIFF", compression="packbits"),
-    "tiff pillow big": by_pillow("TIFF", big_tiff=True),
     "bmp cv2": by_cv2(".bmp"),
     "bmp pillow": by_pillow("BMP"),
 }
@@ -126,7 +125,7 @@ def png_chunk(content: bytes) -> bytes:
     return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
 
 
-def tiff(pixels: Pixels, order: str = "<", pages: int = 1, **changed: Any) -> bytes:
+def tiff(pixels: Pixels, order: Literal["<", ">"] = "<", pages: int = 1, **changed: Any) -> bytes:
     """A TIFF file of one deflated strip per plane; `changed` are tags, as t262=0 for one.
 
     Pixels are (H, W) or (H, W, C); with t284=2 each channel is a plane of its own.
@@ -163,6 +162,25 @@ def directory(order: str, at: int, tags: dict[int, Any], last: bool) -> bytes:
     return struct.pack(order + "H", len(tags)) + entries + follows + tail
 
 
+def big_tiff(pixels: Pixels) -> bytes:
+    """A BigTIFF file of one raw strip of gray pixels."""
+    height, width = pixels.shape
+    data = pixels.tobytes()
+    tags = {
+        256: width,
+        257: height,
+        258: pixels.itemsize * 8,
+        259: 1,
+        262: 1,
+        273: 16,
+        277: 1,
+        279: len(data),
+    }
+    entries = b"".join(struct.pack("<HHQQ", number, 16, 1, value) for number, value in tags.items())
+    head = b"II+\0" + struct.pack("<HHQ", 8, 0, 16 + len(data)) + data
+    return head + struct.pack("<Q", len(tags)) + entries + bytes(8)
+
+
 def touch(*paths: Path) -> None:
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,9 +197,7 @@ class TestFindImages:
         assert [file.id for file in found[-2:]] == ["Z", "a.b"]
 
     def test_files_keep_their_order_and_mix_with_folders(self, tmp_path: Path) -> None:
-        touch(
-            tmp_path / "b.png", tmp_path / "a.png", tmp_path / "in" / "1.bmp", tmp_path / "in" / "0.jpg"
-        )
+        touch(tmp_path / "b.png", tmp_path / "a.png", tmp_path / "in" / "1.bmp", tmp_path / "in" / "0.jpg")
         found = find_images([tmp_path / "b.png", tmp_path / "in", tmp_path / "a.png"])
         assert [file.id for file in found] == ["b", "0", "1", "a"]
 
@@ -205,9 +221,7 @@ class TestFindImages:
         ],
     )
     def test_errors(self, tmp_path: Path, sources: list[str], message: str) -> None:
-        touch(
-            tmp_path / "in" / "notes.txt", tmp_path / "in" / "LICENSE", tmp_path / "in" / ".hidden.png"
-        )
+        touch(tmp_path / "in" / "notes.txt", tmp_path / "in" / "LICENSE", tmp_path / "in" / ".hidden.png")
         touch(tmp_path / "one" / "a.png", tmp_path / "two" / "a.tif")
         with pytest.raises(ImageError) as caught:
             find_images([tmp_path / source for source in sources])
@@ -243,7 +257,7 @@ class TestFindCompetition:
     def test_of_several_the_one_named_after_sartorius(self, tmp_path: Path) -> None:
         self.mount(tmp_path / "a")
         self.mount(tmp_path / "competitions" / "z")
-        with pytest.raises(ImageError, match="expected one competition, found 2: .*a, .*z"):
+        with pytest.raises(ImageError, match=r"expected one competition, found 2: .*a, .*z"):
             find_competition(tmp_path)
         mounted = self.mount(tmp_path / "competitions" / "Sartorius-cells")
         assert find_competition(tmp_path) == mounted
@@ -357,9 +371,15 @@ class TestSixteenBits:
 class TestTiff:
     @pytest.mark.parametrize("order", ["<", ">"])
     @pytest.mark.parametrize("pixels", [GRAY, COLOUR, GRAY16, COLOUR16])
-    def test_byte_orders(self, order: str, pixels: Pixels) -> None:
+    def test_byte_orders(self, order: Literal["<", ">"], pixels: Pixels) -> None:
         expected = pixels // 257 if pixels.dtype == np.uint16 else pixels
         assert np.array_equal(pixels_of(tiff(pixels, order)), expected)
+
+    @pytest.mark.parametrize("pixels", [GRAY, GRAY16])
+    def test_big_files(self, pixels: Pixels) -> None:
+        data = big_tiff(pixels)
+        assert np.array_equal(pixels_of(data), GRAY)
+        error_of(data[:-1])
 
     @pytest.mark.parametrize("pixels", [GRAY, GRAY16])
     def test_white_as_zero(self, pixels: Pixels) -> None:
@@ -395,9 +415,7 @@ class TestTiff:
             "expected one picture, found 3 pages; save one image per file"
         )
         stack = [Image.fromarray(GRAY), Image.fromarray(GRAY)]
-        assert "2 pages" in error_of(
-            saved(stack[0], "TIFF", save_all=True, append_images=stack[1:]), use
-        )
+        assert "2 pages" in error_of(saved(stack[0], "TIFF", save_all=True, append_images=stack[1:]), use)
 
     @pytest.mark.parametrize("use", [read_image, image_size])
     @pytest.mark.parametrize(
@@ -479,7 +497,9 @@ class TestDamage:
             (by_cv2(".bmp")(GRAY)[:-1], "bytes that end before the 3318 that it announces"),
             (tiff(GRAY)[:50], "found 50 bytes that end inside the header"),
             (tiff(GRAY, t279=10**6), "before byte 1000008 of its last strip"),
-            (tiff(GRAY, t279=[5, 5]), "found 1 strips of 2 lengths"),
+            (tiff(GRAY, t279=[5, 5]), "found 1 strips or tiles of 2 lengths"),
+            (tiff(GRAY, t257=41), "expected a TIFF of 2 strips or tiles, found 1"),
+            (tiff(GRAY, t259=1), "expected a TIFF of 2240 bytes of pixels, found "),
             (png(1, 0, 8, 0, []), "pixels, found 0 x 1"),
             (
                 png(1 << 15, (1 << 15) + 1, 8, 0, []),
@@ -517,6 +537,7 @@ class TestDamage:
         (tmp_path / "in").chmod(0)
         with pytest.raises(ImageError, match="Permission denied"):
             find_images([tmp_path / "in"])
+        assert find_competition(tmp_path) is None
         (tmp_path / "in").chmod(0o700)
 
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from factories import CLASSES, drawn_prediction, empty_prediction, random_prediction
+from factories import CLASSES, drawn_prediction, empty_prediction, make_prediction, random_prediction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -46,7 +46,7 @@ def reference_masks(prediction: Prediction, rules: Rules) -> list[tuple[float, B
         full[crop.y0 : crop.y0 + height, crop.x0 : crop.x0 + width] = crop.probabilities
         mask = full >= np.float32(rules.of(CLASSES[label - 1]).mask)
         if rules.rescore_by_mask and mask.any():
-            score = score * np.float32(min(full[mask].mean(dtype=np.float64), 1))
+            score = score * np.float32(full[mask].mean(dtype=np.float64))
         result.append((float(score), mask))
     return result
 
@@ -56,12 +56,12 @@ def reference_region(free: Bool, claimed: Bool, fill_holes: bool) -> Bool:
     sizes = [(parts == part).sum() for part in range(1, count + 1)]
     firsts = [np.flatnonzero(parts == part)[0] for part in range(1, count + 1)]
     best = min(range(count), key=lambda index: (-sizes[index], firsts[index]))
-    region = parts == best + 1
+    region: Bool = parts == best + 1
     if not fill_holes:
         return region
     seed = np.argwhere(region)[0]
     filled, _ = ndimage.label(ndimage.binary_fill_holes(region) & (region | ~claimed), EIGHT)
-    return filled == filled[tuple(seed)]
+    return np.asarray(filled == filled[tuple(seed)])
 
 
 def reference_stays(region: Bool, score: float, label: int, rules: Rules) -> bool:
@@ -74,7 +74,7 @@ def reference_stays(region: Bool, score: float, label: int, rules: Rules) -> boo
             return False
         if rules.edge.mode == "rule":
             limits = rules.of(CLASSES[label - 1]).edge or limits
-    return score >= np.float32(limits.score) and region.sum() >= limits.min_area
+    return bool(score >= np.float32(limits.score) and region.sum() >= limits.min_area)
 
 
 def reference_instances(prediction: Prediction, rules: Rules) -> Instances:
@@ -85,12 +85,11 @@ def reference_instances(prediction: Prediction, rules: Rules) -> Instances:
         if winner in (None, prediction.labels[index]) and mask.any()
     ]
     label_map, scores, labels = np.zeros(prediction.size_hw, np.int32), [], []
+    survival = Fraction(str(rules.overlap_survival))
     for negative_score, area, index, mask in sorted(cells, key=lambda cell: cell[:3]):
         claimed = label_map > 0
         free = mask & ~claimed
-        if not free.any() or Fraction(int(free.sum()), int(area)) < Fraction(
-            str(rules.overlap_survival)
-        ):
+        if not free.any() or Fraction(int(free.sum()), int(area)) < survival:
             continue
         region = reference_region(free, claimed, rules.fill_holes)
         if reference_stays(region, -negative_score, prediction.labels[index], rules):
@@ -329,16 +328,22 @@ def test_edge_modes(
 
 @pytest.mark.parametrize("margin", [0, 1, 2, 9])
 @pytest.mark.parametrize("away", [0, 1, 2])
-@pytest.mark.parametrize("quarter_turns", range(4))
-def test_a_pixel_within_the_margin_makes_an_edge_cell(
-    margin: int, away: int, quarter_turns: int
-) -> None:
+@pytest.mark.parametrize("turns", range(4))
+def test_a_pixel_within_the_margin_makes_an_edge_cell(margin: int, away: int, turns: int) -> None:
     row = "." * away + "#" + "." * (6 - away)
     prediction = drawn_prediction(" ".join(["." * 7] * 3 + [row] + ["." * 7] * 3))
-    turned = np.rot90(prediction.masks, quarter_turns, (1, 2))
+    turned = np.rot90(prediction.masks, turns, (1, 2))
     rules = Rules(edge=EdgeRule(mode="drop", margin=margin))
     instances = build_instances(replace(prediction, masks=turned), rules, CLASSES)
     assert len(instances) == (away > margin)
+
+
+def test_a_crop_that_begins_within_the_margin_holds_an_edge_cell() -> None:
+    grid = np.zeros((1, 3, 3))
+    grid[0, 0, 0] = 1
+    prediction = make_prediction(grid, [[6, 6, 9, 9]], [0.9], [1], (9, 9))
+    assert len(build_instances(prediction, Rules(edge=EdgeRule(mode="drop", margin=1)), CLASSES)) == 1
+    assert len(build_instances(prediction, Rules(edge=EdgeRule(mode="drop", margin=3)), CLASSES)) == 0
 
 
 def test_only_the_final_region_makes_an_edge_cell() -> None:

@@ -40,17 +40,15 @@ def grid_sampled(masks: Float32, boxes: Float32) -> Float32:
     x0, y0, x1, y1 = torch.from_numpy(boxes)[:, :, None].unbind(1)
     y = (torch.arange(height) + 0.5 - y0) / (y1 - y0) * 2 - 1
     x = (torch.arange(width) + 0.5 - x0) / (x1 - x0) * 2 - 1
-    grid = torch.stack(
-        [x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], dim=3
-    )
-    return functional.grid_sample(torch.from_numpy(masks)[:, None], grid, align_corners=False)[
-        :, 0
-    ].numpy()
+    across, down = x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)
+    grid = torch.stack([across, down], dim=3)
+    full = functional.grid_sample(torch.from_numpy(masks)[:, None], grid, align_corners=False)
+    return np.asarray(full[:, 0])
 
 
 def torchvision_pasted(masks: Float32, boxes: Float32) -> Float32:
     grids = torch.from_numpy(masks)[:, None]
-    return paste_masks_in_image(grids, torch.from_numpy(boxes), SIZE_HW)[:, 0].numpy()
+    return np.asarray(paste_masks_in_image(grids, torch.from_numpy(boxes), SIZE_HW)[:, 0])
 
 
 @pytest.mark.parametrize("sides", SIDES.values(), ids=SIDES)
@@ -84,6 +82,7 @@ def test_a_crop_loses_nothing_and_carries_little(mode: PasteMode) -> None:
     for crop in paste_cells(np.ones((100, 7, 7), np.float32), boxes, SIZE_HW, mode):
         assert crop.probabilities.dtype == np.float32
         assert (crop.probabilities > 0).all()
+        assert (crop.probabilities <= 1).all()
 
 
 def test_a_box_of_as_many_pixels_as_squares_shows_the_grid_itself() -> None:

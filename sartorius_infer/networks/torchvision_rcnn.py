@@ -185,8 +185,7 @@ def resolve_parts(spec: ModelSpec, state: Mapping[str, Tensor]) -> tuple[Network
     preset = PRESETS.get(spec.architecture or "", {})
     said = spec.network_settings()
     defaults = NetworkParts().model_dump()
-    if "anchors" not in said:
-        preset = merge(_default_anchors(state, told, spec.file), preset)
+    defaults = merge(defaults, _default_anchors(state, told))
     flat_told = flatten(told)
     _agree(spec, flat_told, flatten(preset) | flatten(said))
     tree = merge(merge(merge(defaults, preset), told), said)
@@ -214,7 +213,7 @@ def _agree(spec: ModelSpec, told: Mapping[str, Any], said: Mapping[str, Any]) ->
             )
 
 
-def _default_anchors(state: Mapping[str, Tensor], told: dict[str, Any], file: str) -> dict[str, Any]:
+def _default_anchors(state: Mapping[str, Tensor], told: dict[str, Any]) -> dict[str, Any]:
     """Torchvision's sizes, one a level and doubling; its MobileNet has five sizes on every level."""
     levels = len(told["stages"]) + 1
     if told["body"] == "mobilenet_v3_large" and anchors_per_cell(state) == 15:
