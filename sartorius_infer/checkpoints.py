@@ -7,15 +7,15 @@ of tensors, without wrappers, training state and prefixes.
 
 from __future__ import annotations
 
-import pickle
 import re
+import warnings
+import zipfile
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -31,18 +31,34 @@ WRAPPERS = (
 )
 """Keys under which training scripts keep the weights, in the order in which they are looked for."""
 
-# Scores and step counters are often saved with numpy; these two build arrays and nothing else. Before
-# numpy 2 they lived in another module, under whose name older files call them.
-_NUMPY_BUILDERS: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
+
+class NumpyValue:
+    """What stands for a numpy scalar, array or dtype beside the weights: its bytes are read, never built.
+
+    Numpy's own constructors are not safe to lend: `ndarray(1, "O", bytes)` takes bytes for pointers.
+    """
+
+    def __init__(self, *parts: object) -> None:
+        """Take what the pickle would call numpy with."""
+
+    def __setstate__(self, state: object) -> None:
+        """Take what the pickle would fill an array with."""
+
+
+# Training scripts often save scores and step counters as numpy values. Before numpy 2 another module
+# built them; an array of no elements takes its bytes from bytes().
 _NUMPY_GLOBALS: list[Any] = [
-    *_NUMPY_BUILDERS,
-    *((build, f"numpy.core.multiarray.{build.__name__}") for build in _NUMPY_BUILDERS),
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"),
+    *((NumpyValue, name) for name in ("numpy.dtype", "numpy.ndarray", "builtins.bytes")),
+    *((NumpyValue, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((NumpyValue, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
 ]
 
 _PARTS = re.compile(r"^(|.*?\.)(backbone|rpn|roi_heads)\.")
+
+_OLDER_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How torch.save began a file before torch 1.6: a pickled number."""
+
+_NEEDS = re.compile(r"GLOBAL ([\w.]+)|<class '([\w.]+)|(operand \d+)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +77,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     full unpickler could read.
     """
     content = _read(path)
-    state, wrapper = _unwrap(content, path, "")
+    try:
+        state, wrapper = _unwrap(content, path, "")
+    except RecursionError:
+        raise CheckpointError(f"{path}: expected tensors, found a mapping that holds itself") from None
     state = {key.replace("_orig_mod.", ""): tensor.detach() for key, tensor in state.items()}
     stripped, prefix = _strip_prefix(state, path)
     return Checkpoint(stripped, wrapper, prefix)
@@ -79,32 +98,54 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(_NUMPY_GLOBALS):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_GLOBALS):
+            warnings.simplefilter("ignore")  # of what it refuses in the next line
             return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: expected a readable file, found {_line(error)}") from None
     except SafetensorError as error:
         raise CheckpointError(f"{path}: expected safetensors, found {_line(error)}") from None
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_refusal(path, str(error))) from None
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        OSError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-    ) as error:
-        raise CheckpointError(f"{path}: expected a whole torch checkpoint, found {_line(error)}") from None
+    except Exception as error:  # bytes that are not its own make torch.load fail in any way
+        raise CheckpointError(f"{path}: {_fault(path, error)}") from None
 
 
-def _refusal(path: Path, reason: str) -> str:
-    name = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class):? (\S+)", reason)
-    needs = f"needs {next(g for g in name.groups() if g)}" if name else _line(reason)
+def _fault(path: Path, error: Exception) -> str:
+    """Why torch.load refused a file, as "expected ..., found ..."."""
+    kind, needs = _kind(path), _NEEDS.search(str(error))
+    if needs and (needs[1] or kind in ("torch", "a pickle")):
+        kind = f"a pickle that needs {needs[needs.lastindex or 0]}"
+    elif kind == "torch":
+        kind = f"a damaged one ({type(error).__name__}: {_line(error)})"
+    if not kind.startswith(("a pickle", "a TorchScript")):
+        return f"expected a whole torch checkpoint, found {kind}"
     return (
-        f"{path}: expected tensors alone, found a pickle that {needs}, which is never loaded; if you trust "
-        f'the file, convert it once where it was made: torch.save(model.state_dict(), "{path.name}")'
+        f"expected tensors alone, found {kind}, which is never loaded; if you trust the file, "
+        f'convert it once where it was made: torch.save(model.state_dict(), "{path.stem}.pth")'
     )
+
+
+def _kind(path: Path) -> str:
+    """What a file is by its bytes: "torch", or other words for the reader of an error."""
+    with path.open("rb") as file:
+        head = file.read(len(_OLDER_TORCH))
+    if head.startswith(b"PK"):
+        return _zip_kind(path)
+    if _OLDER_TORCH.startswith(head):
+        return "torch"
+    if head[8:9] == b"{":
+        return "safetensors under another suffix"
+    return "a pickle" if head.startswith(b"\x80") else f"a file that begins with {head!r}"
+
+
+def _zip_kind(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            ends = {name.rpartition("/")[2] for name in archive.namelist()}
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return "a zip archive that is cut off or damaged"
+    if "data.pkl" not in ends:
+        return "a zip archive of something else"
+    return "a TorchScript archive" if "constants.pkl" in ends else "torch"
 
 
 def _line(error: object) -> str:

@@ -181,7 +181,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     files = find_images(images)
     sample_ids = read_sample_submission(sample) if sample else None
     jobs, ignored = pipeline.plan_jobs(files, sample_ids)
-    for folder in (arguments.save_predictions, arguments.overlays):
+    for folder in (arguments.out.parent, arguments.save_predictions, arguments.overlays):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
     with open_writer(arguments.out, arguments.format) as writer:
@@ -220,15 +220,18 @@ def _ensemble(arguments: argparse.Namespace) -> Ensemble:
     from sartorius_infer.device import resolve_device, resolve_precision
     from sartorius_infer.ensemble import find_weights, load_ensemble
     from sartorius_infer.plugins import load_plugin
+    from sartorius_infer.views import parse_view
 
     for plugin in arguments.plugin:
         load_plugin(plugin)
+    views = arguments.views.split(",") if arguments.views else None
+    for view in views or ():
+        parse_view(view)
     device = resolve_device(arguments.device)
     ensemble = load_ensemble(arguments.weights, device, resolve_precision(arguments.precision, device))
     if not isinstance(find_weights(arguments.weights), Path):
         for spec in ensemble.manifest.models:
             print(assumptions(spec), file=sys.stderr)
-    views = arguments.views.split(",") if arguments.views else None
     return ensemble.with_overrides(views=views, edge=arguments.edge)
 
 

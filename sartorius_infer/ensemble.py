@@ -22,7 +22,6 @@ from sartorius_infer.manifest import (
     verify_files,
 )
 from sartorius_infer.networks import Network, architecture_of
-from sartorius_infer.views import parse_view
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +55,9 @@ class Ensemble:
     def with_overrides(
         self, views: Sequence[str] | None = None, edge: Literal["rule", "keep", "drop"] | None = None
     ) -> Ensemble:
-        """The same networks with other views or another edge rule; raises ManifestError for unknown views."""
+        """The same networks with other views (as `parse_view` reads them) or another edge rule."""
         manifest = self.manifest
         if views is not None:
-            for view in views:
-                parse_view(view)
             manifest = manifest.model_copy(update={"views": tuple(views)})
         if edge is not None:
             rule = manifest.rules.edge.model_copy(update={"mode": edge})

@@ -8,7 +8,7 @@ room guards what it does with unusual input.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,9 @@ from sartorius_infer.types import Bool, Float32, Int64
 
 if TYPE_CHECKING:
     from sartorius_infer.manifest import Fusion
+
+FAINTEST = 1e-30
+"""A score times its relative weight that does not reach this is 0: it would vanish in the library's float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +56,14 @@ class Fused:
 def fuse(members: Sequence[Boxes], size_hw: tuple[int, int], class_count: int, fusion: Fusion) -> Fused:
     """The box sets of all networks and views as one.
 
-    A single set passes unchanged: its own NMS has spoken. Scores stay in [0, 1]. A box's evidence for
-    a class is the weighted mean over the members of the best score that each gives a box of that
-    class overlapping it by more than `fusion.iou`.
+    A single set passes unchanged: its own NMS has spoken. Among several, boxes with a score of 0 or
+    no area in the image have no say, and only the ratios of the weights count. Scores stay in [0, 1].
+    A box's evidence for a class is the weighted mean over the members of the best score that each
+    gives a box of that class overlapping it by more than `fusion.iou`.
     """
+    # Relative to the greatest, no weight overflows, and methods that only choose keep their scale.
+    top = max((member.weight for member in members), default=1.0)
+    members = [replace(member, weight=member.weight / top) for member in members]
     if len(members) == 1:
         boxes, scores, labels = members[0].boxes, members[0].scores, members[0].labels
     else:
@@ -78,7 +85,7 @@ def _fuse_by_class(
         if any(len(some) for _, some in chosen):
             fused, confidence = _METHODS[fusion.method](chosen, weights, fusion)
             parts.append((fused, confidence, np.full(len(confidence), label)))
-    boxes: Float32 = (np.concatenate([p[0] for p in parts]) * scale).astype(np.float32)
+    boxes: Float32 = (np.clip(np.concatenate([p[0] for p in parts]), 0, 1) * scale).astype(np.float32)
     scores: Float32 = np.clip(np.concatenate([p[1] for p in parts]), 0, 1).astype(np.float32)
     labels: Int64 = np.concatenate([p[2] for p in parts]).astype(np.int64)
     return boxes, scores, labels
@@ -87,13 +94,13 @@ def _fuse_by_class(
 Unit = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def _of_class(member: Boxes, label: int, scale: NDArray[np.float64],
-              fusion: Fusion) -> Unit:  # fmt: skip
-    """Boxes and scores of one class, boxes in [0, 1], without those of no area or under the skip score."""
+def _of_class(member: Boxes, label: int, scale: NDArray[np.float64], fusion: Fusion) -> Unit:
+    """Boxes and scores of one class that can take part, boxes in [0, 1]."""
     boxes = np.clip(member.boxes.astype(np.float64) / scale, 0, 1)
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    keep = (member.labels == label) & (area > 0) & (member.scores >= fusion.skip_score)
-    return boxes[keep], member.scores[keep].astype(np.float64)
+    scores = member.scores.astype(np.float64)
+    keep = (member.labels == label) & (member.scores >= fusion.skip_score)
+    keep &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (scores * member.weight > FAINTEST)
+    return boxes[keep], scores[keep]
 
 
 def _strongest(sets: list[Unit], limit: int) -> list[Unit]:
@@ -153,9 +160,8 @@ def _as_lists(sets: list[Unit]) -> tuple[list[object], list[object], list[object
 
 
 def _weighted(sets: list[Unit], weights: list[float]) -> list[Unit]:
-    """Scores times weights whose greatest is 1, so that methods which only choose keep their scale."""
-    top = max(weights)
-    return [(boxes, scores * weight / top) for (boxes, scores), weight in zip(sets, weights, strict=True)]
+    """Scores times their member's weight, of which the greatest is 1."""
+    return [(boxes, scores * weight) for (boxes, scores), weight in zip(sets, weights, strict=True)]
 
 
 def evidence(boxes: Float32, members: Sequence[Boxes], class_count: int, iou: float) -> Float32:
@@ -173,11 +179,14 @@ def evidence(boxes: Float32, members: Sequence[Boxes], class_count: int, iou: fl
 
 def box_iou(a: Float32, b: Float32) -> Float32:
     """Intersection over union of every pair of xyxy boxes, float32 (N, M); 0 where both are empty."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    inter = np.clip(high - low, 0, None).prod(axis=2)
-    area_a = np.clip(a[:, 2:] - a[:, :2], 0, None).prod(axis=1)
-    area_b = np.clip(b[:, 2:] - b[:, :2], 0, None).prod(axis=1)
-    union = area_a[:, None] + area_b[None] - inter
+    ax0, ay0, ax1, ay1 = a.T[:, :, None]  # (N, 1) each
+    bx0, by0, bx1, by1 = b.T[:, None]  # (1, M) each
+    inter = _area(np.maximum(ax0, bx0), np.maximum(ay0, by0), np.minimum(ax1, bx1), np.minimum(ay1, by1))
+    union = _area(ax0, ay0, ax1, ay1) + _area(bx0, by0, bx1, by1) - inter
     result: Float32 = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
     return result
+
+
+def _area(x0: Float32, y0: Float32, x1: Float32, y1: Float32) -> Float32:
+    area: Float32 = np.maximum(x1 - x0, 0) * np.maximum(y1 - y0, 0)
+    return area

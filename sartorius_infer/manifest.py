@@ -76,7 +76,7 @@ class Manifest(Settings):
     """The whole file. `version` is 1; unknown keys are errors."""
 
     schema_: str | None = Field(None, alias="$schema")
-    version: Literal[1]
+    version: Annotated[int, Field(ge=1, le=1)]
     classes: Annotated[tuple[ClassName, ...], Field(min_length=1)] = Field(
         description="in label order, from 1"
     )
@@ -87,20 +87,21 @@ class Manifest(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        _require_unique("classes", self.classes)
-        _require_unique("models[].name", [model.name for model in self.models])
-        _require_unique("views", self.views)
-        for view in self.views:
+        _require_unique("$.classes", self.classes)
+        _require_unique("$.models[*].name", [model.name for model in self.models])
+        _require_unique("$.views", self.views)
+        for index, view in enumerate(self.views):
             try:
                 parse_view(view)
             except ManifestError as error:
-                raise ValueError(str(error)) from None
+                raise ValueError(f"$.views[{index}]: {error}") from None
         if unknown := set(self.rules.per_class) - set(self.classes):
-            raise ValueError(f"rules.per_class: expected classes of {self.classes}, found {sorted(unknown)}")
-        for model in self.models:
-            _require_unique(f"classes of {model.name!r}", model.classes or ())
-            if model.classes and not set(model.classes) & set(self.classes):
-                raise ValueError(f"model {model.name!r}: none of its classes is one of {self.classes}")
+            raise ValueError(f"$.rules.per_class: expected classes of {self.classes}, found {sorted(unknown)}")
+        for index, model in enumerate(self.models):
+            where, own = f"$.models[{index}].classes", model.classes or self.classes
+            _require_unique(where, own)
+            if not set(own) & set(self.classes):
+                raise ValueError(f"{where}: expected at least one of {self.classes}, found {own}")
         return self
 
 
@@ -131,11 +132,11 @@ def load_manifest(path: Path) -> Plan:
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: expected a readable JSON file, found {error}") from None
     try:
-        json.loads(text, object_pairs_hook=_no_duplicates)
+        content = json.loads(text, object_pairs_hook=_no_duplicates)
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
-        raise ManifestError(f"{path}: {describe_fault(error)}") from None
-    except ValueError as error:
+        raise ManifestError(f"{path}: {_describe_fault(error, content)}") from None
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"{path}: expected JSON, found {error}") from None
     for index, spec in enumerate(manifest.models):
         _require_inside(path, f"$.models[{index}].file", spec.file)
@@ -147,26 +148,36 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def describe_fault(error: ValidationError) -> str:
+def _describe_fault(error: ValidationError, content: Any) -> str:
     """The first fault of a validation, as `$.json.path: what is wrong, found what`."""
     fault = error.errors()[0]
+    message = fault["msg"].removeprefix("Value error, ")
+    if message.startswith("$"):  # a check across fields, which names its place itself
+        return message
     where = "$"
     for step in fault["loc"]:
-        where += f"[{step}]" if isinstance(step, int) else f".{step}"
+        known = step in content if isinstance(content, dict) else isinstance(step, int)
+        if known or fault["type"] == "missing":  # else it is the branch of a union, not a place
+            where += f"[{step}]" if isinstance(step, int) else f".{step}"
+            content = content[step] if known else None
     found = repr(fault["input"])
     found = "" if fault["type"] == "missing" or len(found) > 100 else f", found {found}"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {fault['msg']}{found}{more}"
+    return f"{where}: {message}{found}"
 
 
 def _require_inside(manifest: Path, where: str, file: str) -> None:
-    folder = manifest.parent.resolve()
-    target = (folder / file).resolve()
-    if Path(file).is_absolute() or not target.is_relative_to(folder):
+    try:
+        folder = manifest.parent.resolve()
+        target = (folder / file).resolve()
+        leaves = Path(file).is_absolute() or ".." in Path(file).parts or not target.is_relative_to(folder)
+        missing = not target.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, a loop of links
+        raise ManifestError(f"{manifest}: {where}: expected a path, found {file[:100]!r}: {error}") from None
+    if leaves:
         raise ManifestError(
             f"{manifest}: {where}: expected a path inside the manifest's folder, found {file!r}"
         )
-    if not target.is_file():
+    if missing:
         raise ManifestError(f"{manifest}: {where}: expected a file, found none at {target}")
 
 
@@ -177,7 +188,7 @@ def verify_files(plan: Plan) -> None:
         size = path.stat().st_size
         if spec.bytes is not None and size != spec.bytes:
             raise ManifestError(f"{path}: {where}.bytes: expected {spec.bytes} bytes, found {size}")
-        suffix_format = "safetensors" if path.suffix == ".safetensors" else "torch"
+        suffix_format = "safetensors" if path.suffix.lower() == ".safetensors" else "torch"
         if spec.format is not None and spec.format != suffix_format:
             raise ManifestError(f"{path}: {where}.format: expected {spec.format}, found {path.suffix}")
         if spec.sha256 is not None and (found := file_sha256(path)) != spec.sha256:
@@ -214,4 +225,5 @@ def default_rules(classes: Sequence[str]) -> Rules:
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a manifest, as published beside the documentation."""
-    return Manifest.model_json_schema(by_alias=True)
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": draft, **Manifest.model_json_schema(by_alias=True)}

@@ -15,14 +15,14 @@ from sartorius_infer.errors import ImageError
 from sartorius_infer.files import atomic_file
 from sartorius_infer.types import Bool, CellImage, Instances, Int32, UInt8
 
-# Okabe and Ito, "Color Universal Design" (2008), those that stand out on gray: told apart with
-# any kind of colour vision.
+# Okabe and Ito, "Color Universal Design" (2008), those that stand out on gray, clearest
+# first: told apart with any kind of colour vision.
 PALETTE = (
     (86, 180, 233),  # sky blue
     (230, 159, 0),  # orange
-    (0, 158, 115),  # bluish green
     (240, 228, 66),  # yellow
     (204, 121, 167),  # reddish purple
+    (0, 158, 115),  # bluish green
     (213, 94, 0),  # vermillion
     (0, 114, 178),  # blue
 )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor
 
 from sartorius_infer.networks.parts import Count
@@ -71,6 +71,12 @@ class Normalise(Settings):
         return self
 
 
+Step = Annotated[
+    Annotated[Literal["imagenet"], Tag("name")] | Annotated[Normalise, Tag("step")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "step"),
+]
+
+
 class Preprocessing(Settings):
     """What happens to an image before the body sees it, in this order.
 
@@ -84,7 +90,7 @@ class Preprocessing(Settings):
     channel_order: Literal["rgb", "bgr"] = "rgb"
     resize_before: Resize | None = None
     input_range: Literal["0-1", "0-255"] = "0-1"
-    normalise: tuple[Literal["imagenet"] | Normalise, ...] = ("imagenet",)
+    normalise: tuple[Step, ...] = ("imagenet",)
     resize: Resize | None = Resize(shortest_edge=800, longest_edge=1333)
 
 
@@ -137,7 +143,7 @@ def _luminance(image: Tensor) -> Tensor:
     return gray.round().to(torch.uint8)
 
 
-def _normalise(pixels: Tensor, step: Literal["imagenet"] | Normalise) -> Tensor:
+def _normalise(pixels: Tensor, step: Step) -> Tensor:
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if step == "imagenet" else (step.mean, step.std)
     means, stds = pixels.new_tensor(mean), pixels.new_tensor(std)
     return (pixels - means[:, None, None]) / stds[:, None, None]
