@@ -87,19 +87,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read(path: Path) -> Any:
-    if path.suffix.lower() not in SUFFIXES:
-        raise CheckpointError(f"{path}: expected {', '.join(SUFFIXES)}, found {path.suffix or 'no suffix'}")
     if not path.is_file():
         raise CheckpointError(
             f"{path}: expected a checkpoint file, found {'a folder' if path.is_dir() else 'none'}"
         )
+    if path.suffix.lower() not in SUFFIXES:
+        raise CheckpointError(f"{path}: expected {', '.join(SUFFIXES)}, found {path.suffix or 'no suffix'}")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: expected a checkpoint, found an empty file")
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_GLOBALS):
-            warnings.simplefilter("ignore")  # of what it refuses in the next line
+            warnings.simplefilter("ignore")  # torch warns of files that it then refuses
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: expected a readable file, found {_line(error)}") from None

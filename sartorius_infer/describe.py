@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from sartorius_infer.checkpoints import read_checkpoint
-from sartorius_infer.ensemble import bare_specs, find_weights
-from sartorius_infer.manifest import ModelSpec, default_classes, file_sha256, load_manifest, verify_files
+from sartorius_infer.ensemble import find_weights, load_ensemble
+from sartorius_infer.manifest import ModelSpec, file_sha256
 from sartorius_infer.networks import architecture_of
 from sartorius_infer.networks.parts import NetworkParts, flatten
-from sartorius_infer.networks.torchvision_keys import canonical_keys, foreground_classes, is_mask_rcnn
-from sartorius_infer.networks.torchvision_rcnn import resolve_parts
+from sartorius_infer.networks.torchvision_keys import canonical_keys
+from sartorius_infer.networks.torchvision_rcnn import build_network, resolve_parts
 
 SOURCES = {
     "keys": "told by the checkpoint's keys",
@@ -28,14 +28,17 @@ SOURCES = {
 
 def describe_weights(weights: Sequence[Path]) -> str:
     """A report on every checkpoint that `--weights` means; raises what loading them would raise."""
+    manifest = load_ensemble(weights, torch.device("cpu")).manifest
     found = find_weights(weights)
     if not isinstance(found, Path):
-        return "\n\n".join(_describe(Path(spec.file), spec, None) for spec in bare_specs(found))
-    plan = load_manifest(found)
-    verify_files(plan)
-    classes = plan.manifest.classes
-    head = f"{found}: classes {', '.join(classes)}; views {', '.join(plan.manifest.views)}"
-    reports = (_describe(plan.path(s), s, s.classes or classes) for s in plan.manifest.models)
+        bare = (
+            _describe(Path(s.file), s, f"{', '.join(manifest.classes)} (assumed)") for s in manifest.models
+        )
+        return "\n\n".join(bare)
+    head = f"{found}: classes {', '.join(manifest.classes)}; views {', '.join(manifest.views)}"
+    reports = (
+        _describe(found.parent / s.file, s, ", ".join(s.classes or manifest.classes)) for s in manifest.models
+    )
     return "\n\n".join([head, *reports])
 
 
@@ -50,7 +53,7 @@ def assumptions(spec: ModelSpec) -> str:
     )
 
 
-def _describe(path: Path, spec: ModelSpec, classes: Sequence[str] | None) -> str:
+def _describe(path: Path, spec: ModelSpec, classes: str) -> str:
     checkpoint = read_checkpoint(path)
     architecture = architecture_of(spec.architecture, checkpoint.state, spec.file)
     lines = [
@@ -60,35 +63,34 @@ def _describe(path: Path, spec: ModelSpec, classes: Sequence[str] | None) -> str
         f"  sha256        {file_sha256(path)}",
         f"  tensors       {_tensors(checkpoint.state)}",
         f"  found under   {checkpoint.wrapper or 'the top level'}, prefix {checkpoint.prefix or 'none'}",
+        f"  classes       background, {classes}",
     ]
-    if is_mask_rcnn(checkpoint.state):
-        lines += _torchvision_lines(spec, canonical_keys(checkpoint.state), classes)
+    if architecture.build is build_network:
+        lines += _part_lines(spec, canonical_keys(checkpoint.state)) + _preprocessing_lines(spec)
     else:
         lines.append(f"  architecture  {architecture.name} (from a plugin)")
     return "\n".join(lines)
 
 
-def _torchvision_lines(
-    spec: ModelSpec, state: Mapping[str, Tensor], classes: Sequence[str] | None
-) -> list[str]:
+def _part_lines(spec: ModelSpec, state: Mapping[str, Tensor]) -> list[str]:
     parts, origin = resolve_parts(spec, state)
     values = flatten(parts.model_dump())
-    count = foreground_classes(state)
-    named = ", ".join(classes or default_classes(count))
-    lines = [
-        f"  architecture  Mask R-CNN, {parts.body}, {parts.levels} levels of {parts.fpn.channels} channels",
-        f"  classes       {count} and background: {named}{'' if classes else ' (assumed)'}",
-    ]
+    levels = f"{parts.levels} levels of {parts.fpn.channels} channels"
+    lines = [f"  architecture  Mask R-CNN, {parts.body}, {levels}"]
     silent = {name for name in values if values[name] is None or _idle(name, values)}
     for source, title in SOURCES.items():
         names = [name for name in values if origin[name] == source and name not in silent]
         fields = [f"    {name} = {_plain(values[name])}" for name in names]
         lines += [f"  {title}:", *fields] if fields else []
-    seen = flatten(spec.preprocessing.model_dump(exclude_none=True))
-    lines.append(
-        f"  preprocessing ({'manifest' if 'preprocessing' in spec.model_fields_set else 'assumed'}):"
-    )
-    return lines + [f"    {name} = {_plain(value)}" for name, value in seen.items()]
+    return lines
+
+
+def _preprocessing_lines(spec: ModelSpec) -> list[str]:
+    seen, said = spec.preprocessing, spec.preprocessing.model_fields_set
+    values = {"resize": "none"} if seen.resize is None else {}
+    values |= flatten(seen.model_dump(exclude_none=True))
+    assumed = {name: "" if name.partition(".")[0] in said else " (assumed)" for name in values}
+    return ["  preprocessing:", *(f"    {name} = {_plain(v)}{assumed[name]}" for name, v in values.items())]
 
 
 def _idle(name: str, values: Mapping[str, Any]) -> bool:

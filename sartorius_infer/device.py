@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import torch
 
@@ -51,8 +52,20 @@ def _runs(device: torch.device) -> bool:
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype that networks compute in; `auto` is float16 on a GPU and float32 on the CPU.
 
-    Boxes, scores and probabilities are float32 in any case.
+    Boxes, scores and probabilities are float32 in any case. Warns where a CPU has no instructions
+    for the dtype: it then takes many times as long as float32.
     """
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
+    flags = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}
+    if device.type == "cpu" and name in flags and not any(flag in _cpu_flags() for flag in flags[name]):
+        log.warning("this CPU has no %s instructions: expect it to be far slower than fp32", name)
     return PRECISIONS[name]
+
+
+def _cpu_flags() -> str:
+    """What Linux says the processor can do; empty where it does not say."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,6 +100,8 @@ def find_weights(weights: Sequence[Path]) -> Path | tuple[Path, ...]:
         raise ManifestError(
             f"{manifests[0]}: expected one manifest, or checkpoints alone, found both or several"
         )
+    if twice := [file for file, count in Counter(f.resolve() for f in files).items() if count > 1]:
+        raise CheckpointError(f"{twice[0]}: expected each checkpoint once, found it twice")
     return manifests[0] if manifests else tuple(files)
 
 
@@ -143,7 +146,10 @@ def bare_manifest(specs: Sequence[ModelSpec], networks: Sequence[Network]) -> Ma
     if len(set(counts.values())) > 1:
         said = ", ".join(f"{file} has {count}" for file, count in counts.items())
         raise CheckpointError(f"expected checkpoints of one class count, found: {said}; write a manifest")
-    classes = default_classes(next(iter(counts.values())))
+    (count,) = set(counts.values())
+    if count < 1:
+        raise CheckpointError(f"{specs[0].file}: expected a class besides background, found none")
+    classes = default_classes(count)
     return Manifest(version=1, classes=classes, models=tuple(specs), rules=default_rules(classes))
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sartorius_infer.manifest import Fusion
 
 FAINTEST = 1e-30
-"""A score times its relative weight that does not reach this is 0: it would vanish in the library's float32."""
+"""A score times its relative weight up to this counts as 0: ensemble-boxes averages in float32."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -96,7 +96,7 @@ class Manifest(Settings):
             except ManifestError as error:
                 raise ValueError(f"$.views[{index}]: {error}") from None
         if unknown := set(self.rules.per_class) - set(self.classes):
-            raise ValueError(f"$.rules.per_class: expected classes of {self.classes}, found {sorted(unknown)}")
+            raise ValueError(f"$.rules.per_class: expected {self.classes}, found {sorted(unknown)}")
         for index, model in enumerate(self.models):
             where, own = f"$.models[{index}].classes", model.classes or self.classes
             _require_unique(where, own)

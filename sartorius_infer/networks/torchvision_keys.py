@@ -96,6 +96,8 @@ def infer_parts(state: State, file: str) -> Tree:
 
     Raises CheckpointError, naming `file`, for a body or a head of no known kind.
     """
+    for key in ("rpn.head.cls_logits.weight", "roi_heads.box_predictor.cls_score.weight"):
+        _rows(state, key, file)
     body = infer_body(state, file)
     tree: Tree = {
         "body": body,
@@ -123,13 +125,13 @@ def infer_body(state: State, file: str) -> str:
     """The name of the body, from its keys and shapes."""
     if f"{BODY}conv1.weight" in state and f"{BODY}layer1.0.conv1.weight" in state:
         return _resnet_name(state, file)
-    stem = state.get(f"{BODY}0.0.weight")
-    if stem is not None and f"{BODY}1.0.block.0.weight" in state:
-        return _lookup(_CONVNEXT, (int(stem.shape[0]), _depths(state)), "a ConvNeXt", file)
-    if stem is not None and f"{BODY}1.0.attn.qkv.weight" in state:
-        size = _lookup(_SWIN, (int(stem.shape[0]), _depths(state)), "a Swin", file)
+    stem = f"{BODY}0.0.weight"
+    if stem in state and f"{BODY}1.0.block.0.weight" in state:
+        return _lookup(_CONVNEXT, (_rows(state, stem, file), _depths(state)), "a ConvNeXt", file)
+    if stem in state and f"{BODY}1.0.attn.qkv.weight" in state:
+        size = _lookup(_SWIN, (_rows(state, stem, file), _depths(state)), "a Swin", file)
         return f"swin_v2_{size}" if f"{BODY}1.0.attn.logit_scale" in state else f"swin_{size}"
-    if stem is not None and f"{BODY}1.block.0.0.weight" in state:
+    if stem in state and f"{BODY}1.block.0.0.weight" in state:
         return "mobilenet_v3_large"
     some = ", ".join(k for k in list(state) if k.startswith("backbone."))[:120]
     raise CheckpointError(
@@ -151,8 +153,8 @@ def _resnet_name(state: State, file: str) -> str:
         raise CheckpointError(f"{file}: expected a ResNet of {RESNET_LAYERS}, found blocks {layers}")
     if not bottleneck:
         return f"resnet{depths[0]}"
-    rows, per_group = state[f"{BODY}layer1.0.conv2.weight"].shape[:2]
-    groups = int(rows // per_group)
+    rows, per_group = (_rows(state, f"{BODY}layer1.0.conv2.weight", file, axis) for axis in (0, 1))
+    groups = rows // per_group
     if groups > 1:
         return f"resnext{depths[0]}_{groups}x{rows // groups}d"
     return f"resnet{depths[0]}" if rows == 64 else f"wide_resnet{depths[0]}_{rows // 64}"
@@ -176,7 +178,7 @@ def _lookup(table: Mapping[tuple[int, tuple[int, ...]], str], found: tuple[int, 
 def _stages(state: State, body: str, file: str) -> tuple[int, ...]:
     """Stages that feed the pyramid, matched by channels in order."""
     levels = _count(state, r"backbone\.fpn\.inner_blocks\.(\d+)\.0\.weight")
-    wanted = [int(state[f"{FPN}inner_blocks.{i}.0.weight"].shape[1]) for i in range(levels)]
+    wanted = [_rows(state, f"{FPN}inner_blocks.{i}.0.weight", file, axis=1) for i in range(levels)]
     channels = stage_channels(body)
     stages = tuple(channels.index(w) + 1 for w in wanted if w in channels)
     if len(stages) != len(wanted) or list(stages) != sorted(set(stages)) or not stages:
@@ -187,7 +189,7 @@ def _stages(state: State, body: str, file: str) -> tuple[int, ...]:
 def _box_parts(state: State, file: str) -> Tree:
     """Box head and box pool; the pool's size is what remains of the first linear layer's columns."""
     head = "roi_heads.box_head."
-    convs = _channels(state, r"roi_heads\.box_head\.(\d+)\.0\.weight", head)
+    convs = _channels(state, r"roi_heads\.box_head\.(\d+)\.0\.weight", head, file)
     linear = sorted(
         (int(m[1]), key)
         for key in state
@@ -217,7 +219,7 @@ def _box_parts(state: State, file: str) -> Tree:
 def _mask_head(state: State, file: str) -> Tree:
     head = "roi_heads.mask_head."
     return {
-        "conv_channels": _channels(state, r"roi_heads\.mask_head\.(\d+)\.0\.weight", head),
+        "conv_channels": _channels(state, r"roi_heads\.mask_head\.(\d+)\.0\.weight", head, file),
         "norm": _norm(state, f"{head}0.1."),
         "hidden": _rows(state, "roi_heads.mask_predictor.mask_fcn_logits.weight", file, axis=1),
     }
@@ -238,13 +240,15 @@ def _count(state: State, pattern: str) -> int:
     return len({m[1] for key in state if (m := regex.fullmatch(key))})
 
 
-def _channels(state: State, pattern: str, prefix: str) -> tuple[int, ...]:
+def _channels(state: State, pattern: str, prefix: str, file: str) -> tuple[int, ...]:
     """Output channels of the convolutions `<prefix><i>.0.weight`, in order."""
-    count = _count(state, pattern)
-    return tuple(int(state[f"{prefix}{i}.0.weight"].shape[0]) for i in range(count))
+    return tuple(_rows(state, f"{prefix}{i}.0.weight", file) for i in range(_count(state, pattern)))
 
 
 def _rows(state: State, key: str, file: str, axis: int = 0) -> int:
     if key not in state:
         raise CheckpointError(f"{file}: expected the key {key!r}, found none of that name")
-    return int(state[key].shape[axis])
+    shape = tuple(state[key].shape)
+    if len(shape) <= axis or 0 in shape:
+        raise CheckpointError(f"{file}: {key}: expected {axis + 1} or more dimensions, found shape {shape}")
+    return int(shape[axis])

@@ -193,7 +193,8 @@ def resolve_parts(spec: ModelSpec, state: Mapping[str, Tensor]) -> tuple[Network
         parts = NetworkParts.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        raise CheckpointError(f"{spec.file}: network.{first['loc']}: {first['msg']}") from None
+        where = ".".join(map(str, ("network", *first["loc"])))
+        raise CheckpointError(f"{spec.file}: {where}: {first['msg']}") from None
     _check_anchors(parts, state, spec.file)
     layers = (("keys", flat_told), ("manifest", flatten(said)), ("preset", flatten(preset)))
     origin = {
@@ -238,17 +239,27 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], file: str) -> None
     Raises one CheckpointError that lists the first missing, unexpected and misshapen keys and the
     likely cause.
     """
-    expected = {key: tuple(t.shape) for key, t in model.state_dict().items()}
-    counters = [key for key in expected if key.endswith("num_batches_tracked") and key not in state]
-    extra_counters = {k for k in state if k.endswith("num_batches_tracked") and k not in expected}
-    missing = [key for key in expected if key not in state and key not in counters]
-    unexpected = [key for key in state if key not in expected and key not in extra_counters]
-    misshapen = [key for key in expected if key in state and tuple(state[key].shape) != expected[key]]
+    counters = [key for key in model.state_dict() if _is_counter(key)]
+    expected = {key: _kind(t) for key, t in model.state_dict().items() if not _is_counter(key)}
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected and not _is_counter(key)]
+    misshapen = [key for key in expected if key in state and _kind(state[key]) != expected[key]]
     if missing or unexpected or misshapen:
         raise CheckpointError(_describe(file, expected, state, missing, unexpected, misshapen))
     widened = {key: _widen(state[key]) for key in expected if key in state}
     widened |= {key: torch.zeros((), dtype=torch.int64) for key in counters}
     model.load_state_dict(widened, strict=True, assign=True)
+
+
+def _is_counter(key: str) -> bool:
+    """Whether a tensor counts training batches, which nothing here reads."""
+    return key.endswith("num_batches_tracked")
+
+
+def _kind(tensor: Tensor) -> str:
+    """What must agree: the shape, and whether values are fractions."""
+    kind = "" if tensor.is_floating_point() else f" of {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)}{kind}"
 
 
 def _widen(tensor: Tensor) -> Tensor:
@@ -257,13 +268,13 @@ def _widen(tensor: Tensor) -> Tensor:
 
 def _describe(
     file: str,
-    expected: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, str],
     state: Mapping[str, Tensor],
     missing: list[str],
     unexpected: list[str],
     misshapen: list[str],
 ) -> str:
-    shapes = [f"{k} (expected {expected[k]}, found {tuple(state[k].shape)})" for k in misshapen]
+    shapes = [f"{k} (expected {expected[k]}, found {_kind(state[k])})" for k in misshapen]
     lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
     said = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in lists if keys)
     return (
