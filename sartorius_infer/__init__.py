@@ -1,9 +1,9 @@
 """Mask R-CNN ensembles for cell instance segmentation: checkpoints in, a valid submission.csv out.
 
-    ensemble = load_ensemble([Path("weights_manifest.json")], resolve_device("auto"))
-    for file in find_images([Path("images")]):
-        prediction, = predict(ensemble, [read_image(file)])
-        instances = build_instances(prediction, ensemble.manifest.rules, ensemble.classes)
+ensemble = load_ensemble([Path("weights_manifest.json")], resolve_device("auto"))
+for file in find_images([Path("images")]):
+    prediction, = predict(ensemble, [read_image(file)])
+    instances = build_instances(prediction, ensemble.manifest.rules, ensemble.classes)
 """
 
 from importlib import import_module

@@ -241,7 +241,8 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
     from tqdm import tqdm
 
     interval = 0.1 if sys.stderr.isatty() else 30.0
-    with tqdm(total=total, unit="image", mininterval=interval, dynamic_ncols=True) as bar:
+    line = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+    with tqdm(total=total, unit=" images", mininterval=interval, dynamic_ncols=True, bar_format=line) as bar:
 
         def advance(image_id: str) -> None:
             bar.set_postfix_str(image_id, refresh=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 from sartorius_infer.errors import CheckpointError
@@ -19,6 +20,7 @@ def load_plugin(path: Path) -> None:
     if spec is None or spec.loader is None:
         raise CheckpointError(f"{path}: expected a Python file, found one that cannot be imported")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their module up
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # a plugin may fail in any way

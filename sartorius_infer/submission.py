@@ -286,9 +286,7 @@ def _scattered(rows: Sequence[Row]) -> Iterator[Problem]:
         if not row.id:
             continue
         if row.id != before and row.id in last:
-            yield Problem(
-                row.line, row.id, f"apart from its image's rows, which end at line {last[row.id]}"
-            )
+            yield Problem(row.line, row.id, f"apart from its image's rows, which end at line {last[row.id]}")
         last[row.id] = row.line
         before = row.id
 
@@ -304,9 +302,7 @@ def _disordered(images: Mapping[str, list[Row]], order: Sequence[str]) -> Iterat
             furthest = image_id
         else:
             line = images[furthest][0].line
-            yield Problem(
-                rows[0].line, image_id, f"out of order: belongs before {furthest!r}, line {line}"
-            )
+            yield Problem(rows[0].line, image_id, f"out of order: belongs before {furthest!r}, line {line}")
 
 
 def _blanks(rows: Sequence[Row]) -> Iterator[Problem]:

@@ -25,7 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
 
-def sartorius(*words: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> tuple[int, str, str]:
+def sartorius(
+    *words: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> tuple[int, str, str]:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "sartorius_infer", *map(str, words)],
         capture_output=True, text=True, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
@@ -60,7 +62,9 @@ def test_predict_then_check(tiny: Path, images: Path, tmp_path: Path) -> None:
         "--save-predictions", tmp_path / "saved", "--overlays", tmp_path / "pictures", "--edge", "drop",
     )  # fmt: skip
     assert code == 0
-    assert re.match(r"images    3 in \d+\.\d s \(\d+\.\d\d images/s\)\ncells     \d+ \(a \d+, b \d+, c \d+\)\n", stdout)
+    assert re.match(
+        r"images    3 in \d+\.\d s \(\d+\.\d\d images/s\)\ncells     \d+ \(a \d+, b \d+, c \d+\)\n", stdout
+    )
     assert f"written   {out}" in stdout
     assert "3/3" in stderr
     assert {p.name for p in (tmp_path / "pictures").iterdir()} == {f"image{i}.png" for i in range(3)}
@@ -257,5 +261,7 @@ def test_16_bit_images_give_what_their_8_bit_twins_give(tiny: Path, images: Path
         pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         assert cv2.imwrite(str(deep / f"{path.stem}.tif"), pixels.astype(np.uint16) * 257)
     for folder in (images, deep):
-        assert sartorius("--weights", tiny, "--images", folder, "--out", tmp_path / f"{folder.name}.csv")[0] == 0
+        assert (
+            sartorius("--weights", tiny, "--images", folder, "--out", tmp_path / f"{folder.name}.csv")[0] == 0
+        )
     assert (tmp_path / "images.csv").read_bytes() == (tmp_path / "deep.csv").read_bytes()

@@ -109,7 +109,10 @@ def test_failing_images_become_blank_rows_among_good_ones(tiny: Ensemble, tmp_pa
     summary = run_on(tiny, folder, tmp_path / "s.csv", batch_size=4)
     assert sorted(summary.failed) == ["image0b", "image9"]
     assert "image0b.png" in summary.failed["image0b"]
-    assert [r for r in rows(tmp_path / "s.csv") if r[0] in summary.failed] == [("image0b", ""), ("image9", "")]
+    assert [r for r in rows(tmp_path / "s.csv") if r[0] in summary.failed] == [
+        ("image0b", ""),
+        ("image9", ""),
+    ]
     assert check_submission(tmp_path / "s.csv", {f"image{i}": (64, 96) for i in ("0", "0b", "1", "9")}) == []
 
 

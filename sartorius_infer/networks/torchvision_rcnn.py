@@ -246,7 +246,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], file: str) -> None
     misshapen = [key for key in expected if key in state and _kind(state[key]) != expected[key]]
     if missing or unexpected or misshapen:
         raise CheckpointError(_describe(file, expected, state, missing, unexpected, misshapen))
-    widened = {key: _widen(state[key]) for key in expected if key in state}
+    widened = {key: _widen(state[key]) for key in expected}
     widened |= {key: torch.zeros((), dtype=torch.int64) for key in counters}
     model.load_state_dict(widened, strict=True, assign=True)
 
