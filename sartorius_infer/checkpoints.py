@@ -7,6 +7,7 @@ of tensors, without wrappers, training state and prefixes.
 
 from __future__ import annotations
 
+import pickletools
 import re
 import warnings
 import zipfile
@@ -81,8 +82,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         state, wrapper = _unwrap(content, path, "")
     except RecursionError:
         raise CheckpointError(f"{path}: expected tensors, found a mapping that holds itself") from None
-    state = {key.replace("_orig_mod.", ""): tensor.detach() for key, tensor in state.items()}
-    stripped, prefix = _strip_prefix(state, path)
+    stripped, prefix = _strip_prefix(_uncompiled(state, path), path)
     return Checkpoint(stripped, wrapper, prefix)
 
 
@@ -134,7 +134,15 @@ def _kind(path: Path) -> str:
         return "torch"
     if head[8:9] == b"{":
         return "safetensors under another suffix"
-    return "a pickle" if head.startswith(b"\x80") else f"a file that begins with {head!r}"
+    return "a pickle" if _is_pickle(path) else f"a file that begins with {head!r}"
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file parses as a pickle; nothing in it is run."""
+    try:
+        return sum(1 for _ in pickletools.genops(path.read_bytes())) > 1
+    except (ValueError, OverflowError):
+        return False
 
 
 def _zip_kind(path: Path) -> str:
@@ -176,6 +184,17 @@ def _holds_tensors(content: Mapping[Any, Any]) -> bool:
     )
 
 
+def _uncompiled(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The state under the keys that it had before torch.compile."""
+    plain: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        new = key.replace("_orig_mod.", "")
+        if new in plain and not _same(plain[new], tensor):
+            raise CheckpointError(f"{path}: expected one network, found two values of {new!r}; keep one")
+        plain[new] = tensor.detach()
+    return plain
+
+
 def _strip_prefix(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], str]:
     """Remove what stands before backbone, rpn and roi_heads, and copies of the same tensors.
 
@@ -208,4 +227,8 @@ def _under(key: str, prefix: str) -> bool:
 def _is_copy(key: str, tensor: Tensor, inside: Mapping[str, Tensor]) -> bool:
     found = _PARTS.match(key)
     twin = inside.get(key[len(found[1]) :]) if found else None
-    return twin is not None and twin.shape == tensor.shape and torch.equal(twin, tensor)
+    return twin is not None and _same(twin, tensor)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import torch
@@ -21,21 +22,20 @@ def resolve_device(name: str) -> torch.device:
     build of torch has no kernels. Such a card is left for the CPU with a warning. Raises DeviceError
     for a name that is none, and for a GPU that was asked for and is not listed.
     """
-    if name == "cpu":
-        return torch.device("cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise DeviceError(f"device: expected auto, cpu, cuda or cuda:N, found {name!r}") from None
-    if device.type == "cpu":
-        return device
+    if name == "cpu":
+        return torch.device("cpu")
+    # Not torch.device(name): it takes cuda:256 for cuda:0.
+    asked = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", name)
+    if asked is None:
+        raise DeviceError(f"device: expected auto, cpu, cuda or cuda:N, found {name!r}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type != "cuda" or (device.index or 0) >= count:
+    if int(asked[1] or 0) >= count:
         raise DeviceError(
             f"device: expected one of the {count} CUDA devices here, found {name!r}; use cpu or auto"
         )
+    device = torch.device("cuda", int(asked[1])) if asked[1] else torch.device("cuda")
     return device if _runs(device) else torch.device("cpu")
 
 
@@ -43,20 +43,26 @@ def _runs(device: torch.device) -> bool:
     try:
         images = torch.ones((1, 3, 8, 8), device=device)
         weights = torch.ones((4, 3, 3, 3), device=device)
-        return bool(torch.nn.functional.conv2d(images, weights).sum().item() == 4 * 27 * 36)
+        found = torch.nn.functional.conv2d(images, weights).sum().item()
+        fault = "" if found == 4 * 27 * 36 else f"a convolution gave {found}"
     except (RuntimeError, AssertionError) as error:
-        log.warning("%s is listed but cannot run (%s); using the CPU", device, str(error).splitlines()[0])
-        return False
+        fault = (str(error) or repr(error)).splitlines()[0]
+    if fault:
+        log.warning("%s is listed but cannot run (%s); using the CPU", device, fault)
+    return not fault
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype that networks compute in; `auto` is float16 on a GPU and float32 on the CPU.
 
     Boxes, scores and probabilities are float32 in any case. Warns where a CPU has no instructions
-    for the dtype: it then takes many times as long as float32.
+    for the dtype: it then takes many times as long as float32. Raises DeviceError for a name that is
+    none.
     """
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
+    if name not in PRECISIONS:
+        raise DeviceError(f"precision: expected auto, {', '.join(PRECISIONS)}, found {name!r}")
     flags = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}
     if device.type == "cpu" and name in flags and not any(flag in _cpu_flags() for flag in flags[name]):
         log.warning("this CPU has no %s instructions: expect it to be far slower than fp32", name)

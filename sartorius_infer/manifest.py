@@ -95,8 +95,9 @@ class Manifest(Settings):
                 parse_view(view)
             except ManifestError as error:
                 raise ValueError(f"$.views[{index}]: {error}") from None
-        if unknown := set(self.rules.per_class) - set(self.classes):
-            raise ValueError(f"$.rules.per_class: expected {self.classes}, found {sorted(unknown)}")
+        for name in self.rules.per_class:
+            if name not in self.classes:
+                raise ValueError(f"$.rules.per_class.{name}: expected one of {self.classes}")
         for index, model in enumerate(self.models):
             where, own = f"$.models[{index}].classes", model.classes or self.classes
             _require_unique(where, own)
@@ -155,9 +156,11 @@ def _describe_fault(error: ValidationError, content: Any) -> str:
     if message.startswith("$"):  # a check across fields, which names its place itself
         return message
     where = "$"
-    for step in fault["loc"]:
+    last = len(fault["loc"]) - 1
+    for depth, step in enumerate(fault["loc"]):
         known = step in content if isinstance(content, dict) else isinstance(step, int)
-        if known or fault["type"] == "missing":  # else it is the branch of a union, not a place
+        # What is not there is what is missing, or else not a place but the branch of a union.
+        if known or (fault["type"] == "missing" and depth == last):
             where += f"[{step}]" if isinstance(step, int) else f".{step}"
             content = content[step] if known else None
     found = repr(fault["input"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from sartorius_infer.ensemble import Ensemble, Member
+from sartorius_infer.errors import PredictionError
 from sartorius_infer.fuse import Boxes, Fused, fuse
 from sartorius_infer.networks import Features
+from sartorius_infer.networks.base import require_finite
 from sartorius_infer.types import Bool, CellImage, Float16, Float32, Int64, Prediction
 from sartorius_infer.views import View, parse_view
 
@@ -25,10 +28,11 @@ FEATURE_BYTES = 2 << 30
 
 @dataclass(frozen=True, eq=False)
 class _Look:
-    """One member in one view, with a way to its feature maps."""
+    """One member in one view; its vote is relative to the greatest weight, so that float32 can hold it."""
 
     member: Member
     view: View
+    vote: float
 
 
 @dataclass(eq=False)
@@ -63,11 +67,16 @@ def predict(
 
     `select` names the boxes that later rules could keep, so that no mask is computed for the others;
     None keeps every one. `roi_chunk` bounds how many RoIs one mask head call takes. Raises
-    PredictionError where a network puts out NaN or infinity.
+    PredictionError, naming the network, where one puts out NaN or infinity.
     """
+    if roi_chunk is not None and roi_chunk < 1:
+        raise ValueError(f"roi_chunk: expected at least 1, or None, found {roi_chunk}")
+    if not images:
+        return []
     tensors = [image_tensor(image).to(ensemble.device) for image in images]
     views = [parse_view(name) for name in ensemble.manifest.views]
-    looks = [_Look(member, view) for member in ensemble.members for view in views]
+    top = max(member.weight for member in ensemble.members)
+    looks = [_Look(member, view, member.weight / top) for member in ensemble.members for view in views]
     store = _FeatureStore(tensors, feature_bytes)
     hws = [image.size_hw for image in images]
     boxes = [_look_for_boxes(look, store.get(i, look), hws) for i, look in enumerate(looks)]
@@ -86,14 +95,17 @@ def predict(
 def image_tensor(image: CellImage) -> Tensor:
     """Uint8 (1 or 3, H, W) of an image's pixels."""
     pixels = image.pixels[None] if image.pixels.ndim == 2 else image.pixels.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(pixels))
+    return torch.from_numpy(np.array(pixels, order="C"))  # a copy: torch refuses read-only arrays
 
 
 def _look_for_boxes(look: _Look, features: Features, hws: Sequence[tuple[int, int]]) -> list[Boxes]:
     """First pass of one look: detections of each image in its own pixels and the manifest's labels."""
     network, member = look.member.network, look.member
+    with _naming(member):
+        detected = network.detect(features, network.propose(features))
+        require_finite("detections", *(t for d in detected for t in (d.boxes, d.scores)))
     found = []
-    for detections, size_hw in zip(network.detect(features, network.propose(features)), hws, strict=True):
+    for detections, size_hw in zip(detected, hws, strict=True):
         labels = member.to_manifest[detections.labels]
         known = labels > 0
         boxes = look.view.boxes_back(detections.boxes[known], size_hw)
@@ -102,10 +114,19 @@ def _look_for_boxes(look: _Look, features: Features, hws: Sequence[tuple[int, in
                 boxes.float().cpu().numpy().reshape(-1, 4),
                 detections.scores[known].float().cpu().numpy(),
                 labels[known].cpu().numpy(),
-                member.weight,
+                look.vote,
             )
         )
     return found
+
+
+@contextmanager
+def _naming(member: Member) -> Iterator[None]:
+    """Put the member's name before what a PredictionError says."""
+    try:
+        yield
+    except PredictionError as error:
+        raise PredictionError(f"{member.name}: {error}") from None
 
 
 def _mask_pass(
@@ -128,7 +149,7 @@ def _mask_pass(
         seen = [look.view.boxes(b, hw) for b, hw in zip(boxes, hws, strict=True)]
         for row, probabilities in enumerate(_chunked_masks(look.member, features, seen, own, roi_chunk)):
             upright = look.view.image_back(probabilities)
-            mean.add(row, upright, look.member.weight * (own[row] > 0))
+            mean.add(row, upright, look.vote * (own[row] > 0))
     return [mean.result(row) for row in range(len(fused))]
 
 
@@ -140,7 +161,9 @@ def _chunked_masks(
     for slices in _chunks([len(b) for b in boxes], roi_chunk):
         some_boxes = [b[s] for b, s in zip(boxes, slices, strict=True)]
         some_labels = [label[s] for label, s in zip(labels, slices, strict=True)]
-        masks = member.network.mask_probabilities(features, some_boxes, some_labels)
+        with _naming(member):
+            masks = member.network.mask_probabilities(features, some_boxes, some_labels)
+            require_finite("masks", *masks)
         for part, mask in zip(parts, masks, strict=True):
             part.append(mask)
     return [torch.cat(part) for part in parts]
@@ -162,28 +185,24 @@ def _chunks(counts: Sequence[int], limit: int) -> Iterator[list[slice]]:
 
 
 class _WeightedMean:
-    """Running weighted mean of RoI masks per image; a network with a finer grid sets the size."""
+    """Weighted mean of RoI masks per image; the network with the finest grid sets the size."""
 
     def __init__(self, rows: int) -> None:
-        self._sums: list[Tensor | None] = [None] * rows
-        self._weights: list[Tensor | None] = [None] * rows
+        self._sums: list[dict[int, Tensor]] = [{} for _ in range(rows)]
+        self._weights: list[list[Tensor]] = [[] for _ in range(rows)]
 
     def add(self, row: int, masks: Tensor, weights: Tensor) -> None:
         """masks float32 (N, M, M); weights float32 (N,), 0 where this network has no say."""
-        old_sum, old_weights = self._sums[row], self._weights[row]
+        sums, side = self._sums[row], masks.shape[-1]
         term = masks * weights[:, None, None]
-        if old_sum is not None and old_weights is not None:
-            side = max(old_sum.shape[-1], term.shape[-1])
-            term = _to_side(old_sum, side) + _to_side(term, side)
-            weights = old_weights + weights
-        self._sums[row], self._weights[row] = term, weights
+        sums[side] = sums[side] + term if side in sums else term
+        self._weights[row].append(weights)
 
     def result(self, row: int) -> Float16:
         """Float16 (N, M, M)."""
-        total, weights = self._sums[row], self._weights[row]
-        if total is None or weights is None:
-            return np.zeros((0, 28, 28), np.float16)
-        mean = total / weights.clamp(min=torch.finfo(torch.float32).tiny)[:, None, None]
+        sums = self._sums[row]
+        total = torch.stack([_to_side(masks, max(sums)) for masks in sums.values()]).sum(0)
+        mean = total / torch.stack(self._weights[row]).sum(0)[:, None, None]
         halves: Float16 = mean.half().cpu().numpy()
         return halves
 

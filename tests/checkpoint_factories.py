@@ -14,6 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet
@@ -108,12 +109,12 @@ SPREADS = {
     "roi_heads.box_predictor.cls_score": 1.5,
     "roi_heads.mask_predictor.mask_fcn_logits": 2.0,
 }
-GROWTH = 0.7
+GROWTH = 1.0
 """Added to the logarithm of the proposals' sides, so that many overlap and few are left."""
 
 
 @torch.no_grad()
-def calibrate(model: MaskRCNN, image: Tensor, background: float = 6.0, seed: int = 0) -> MaskRCNN:
+def calibrate(model: MaskRCNN, image: Tensor, background: float, seed: int = 0) -> MaskRCNN:
     """Set every norm and head layer by what it sees in one forward pass, and shuffle by `seed`.
 
     Running variances lie between 1e-5 and 1e-2, so that an epsilon of 0, 1e-5 or 1e-3 is another
@@ -154,7 +155,9 @@ def calibrate(model: MaskRCNN, image: Tensor, background: float = 6.0, seed: int
             weight, bias = layer.weight, layer.bias
             assert isinstance(weight, Tensor)
             assert isinstance(bias, Tensor)
-            inner = (1, -1, 1, 1) if isinstance(layer, nn.ConvTranspose2d) else (-1, *[1] * (weight.dim() - 1))
+            inner = (
+                (1, -1, 1, 1) if isinstance(layer, nn.ConvTranspose2d) else (-1, *[1] * (weight.dim() - 1))
+            )
             weight.mul_(scale.view(inner))
             bias.copy_((bias - mean) * scale)
             shape = [-1 if axis == channel else 1 for axis in range(out.dim())]
@@ -177,10 +180,11 @@ def calibrate(model: MaskRCNN, image: Tensor, background: float = 6.0, seed: int
             parameter.copy_(0.1 + 0.3 * torch.rand(parameter.shape, generator=draw))
         elif name.endswith("relative_position_bias_table"):
             parameter.mul_(20)
-    proposals, detections = model.rpn._post_nms_top_n["testing"], model.roi_heads.detections_per_img
-    model.rpn._post_nms_top_n["testing"], model.roi_heads.detections_per_img = 200, 20
-    model.eval()([image])
-    model.rpn._post_nms_top_n["testing"], model.roi_heads.detections_per_img = proposals, detections
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.transform, "min_size", (min(*model.transform.min_size, 320),))
+        patch.setitem(model.rpn._post_nms_top_n, "testing", 200)
+        patch.setattr(model.roi_heads, "detections_per_img", 20)
+        model.eval()([image])
     model.roi_heads.box_predictor.cls_score.bias[0] += background
     model.rpn.head.bbox_pred.bias.view(-1, 4)[:, 2:] += GROWTH
     for hook in hooks:

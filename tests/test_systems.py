@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_factories import (
-    IMAGENET,
     ChannelsLast,
     NoExtra,
+    NormLayer,
     Reference,
     Told,
     Transform,
@@ -49,13 +49,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models import convnext_base, mobilenet_v3_large, resnet, swin_t
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
-from torchvision.models.detection.backbone_utils import _mobilenet_extractor, resnet_fpn_backbone
+from torchvision.models.detection.backbone_utils import (
+    BackboneWithFPN,
+    _mobilenet_extractor,
+    resnet_fpn_backbone,
+)
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import FrozenBatchNorm2d
 
 from sartorius_infer.cli import main
-from sartorius_infer.ensemble import load_ensemble
+from sartorius_infer.ensemble import Ensemble, load_ensemble
 from sartorius_infer.instances import build_instances
 from sartorius_infer.paste import paste_cells
 from sartorius_infer.predict import predict
@@ -88,6 +92,7 @@ class System:
     suffix: str = ".pth"
     size_hw: tuple[int, int] = (128, 160)
     by_cli: bool = False
+    background: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class Run:
 def run_system(system: System, folder: Path, name: str = "network") -> Run:
     torch.manual_seed(0)
     pixels = crop(system.size_hw)
-    model = calibrate(system.build(), system.dataset(pixels))
+    model = calibrate(system.build(), system.dataset(crop((128, 160))), system.background)
     file = folder / f"{name}{system.suffix}"
     kept = system.kept(model)
     save_file(dict(kept), file) if system.suffix == ".safetensors" else torch.save(kept, file)
@@ -176,6 +181,49 @@ def check_pixels(run: Run) -> None:
 CHECKS = (check_count, check_labels, check_scores, check_boxes, check_probabilities, check_pixels)
 
 
+def survivors(run: Run, rules: Rules, level: float) -> Bool:
+    """Which of the author's cells, each by itself and cut at `level`, the rules leave."""
+    left = []
+    reference = run.reference
+    for soft, label, score in zip(
+        reference.masks[:, 0].numpy(), reference.labels, reference.scores, strict=True
+    ):
+        rule = rules.of(THREE[label - 1])
+        parts, _ = ndimage.label(soft >= level, np.ones((3, 3)))
+        sizes = np.bincount(parts.ravel())[1:]
+        mask = parts == 1 + sizes.argmax() if len(sizes) else np.zeros_like(parts, bool)
+        mask = soft >= level
+        touches = any(side.any() for side in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
+        dropped = touches and rules.edge.mode == "drop"
+        left.append(bool(score >= rule.score and mask.sum() >= max(rule.min_area, 1) and not dropped))
+    return np.array(left)
+
+
+def check_rules(rules: Rules, run: Run) -> None:
+    """Cell by cell, where a thousandth of probability does not decide."""
+    expected, other = (survivors(run, rules, level) for level in (0.499, 0.501))
+    sure = expected == other
+    cells = [run.prediction[np.array([index])] for index in range(len(run.prediction))]
+    left = np.array([len(build_instances(cell, rules, THREE)) == 1 for cell in cells])
+    assert 0 < left.sum() < len(left)
+    assert np.array_equal(left[sure], expected[sure])
+
+
+def check_free_edge(rules: Rules, run: Run) -> None:
+    cells = build_instances(run.prediction, rules, THREE).label_map
+    inner = np.pad(cells[1:-1, 1:-1], 1)
+    assert inner.any()
+    assert np.array_equal(cells, inner)
+
+
+def rules_without_edge(score: float) -> Rules:
+    return Rules(
+        per_class=dict.fromkeys(THREE, ClassRule(score=score)),
+        edge=EdgeRule(mode="drop"),
+        paste="torchvision",
+    )
+
+
 # The systems.
 
 
@@ -216,9 +264,7 @@ SMALL_ANCHORS = {
 def convnext(height: int, width: int) -> MaskRCNN:
     stages = {"1": 128, "3": 256, "5": 512, "7": 1024}
     backbone = body_pyramid(convnext_base().features, stages)
-    return MaskRCNN(
-        backbone, 5, min_size=height, max_size=width, image_mean=[0.0] * 3, image_std=[1.0] * 3
-    )
+    return MaskRCNN(backbone, 5, min_size=height, max_size=width, image_mean=[0.0] * 3, image_std=[1.0] * 3)
 
 
 def frozen_without_eps() -> MaskRCNN:
@@ -258,17 +304,19 @@ SYSTEMS = {
         training_dict,
     ),
     "normalised twice, 512 x 512": System(
-        partial(twice_normalised, min_size=288),
+        partial(twice_normalised, min_size=224),
         Told(
             THREE,
             ["imagenet", "imagenet"],
-            short_side(288),
+            short_side(224),
             {"exact_hw": [512, 512], "interpolation": "opencv"},
         ),
         resized_imagenet_floats,
         training_dict,
     ),
-    "plain, bare": System(twice_normalised, None, kept=training_dict, size_hw=(24, 150)),
+    "plain, bare, by command": System(
+        twice_normalised, None, kept=training_dict, size_hw=(12, 150), by_cli=True, background=4.0
+    ),
     "pyramid with norm, 0-255": System(
         pyramid_with_norm,
         Told(
@@ -282,7 +330,8 @@ SYSTEMS = {
     "v2, bare": System(
         partial(maskrcnn_resnet50_fpn_v2, weights=None, weights_backbone=None, num_classes=4),
         None,
-        size_hw=(24, 150),
+        size_hw=(12, 150),
+        background=4.5,
     ),
     "small anchors": System(
         small_anchors,
@@ -308,9 +357,35 @@ SYSTEMS = {
         ),
         kept=lambda model: old_names(model.state_dict()),
         by_cli=True,
+        background=2.0,
     ),
-    "sequential resnext101_64x4d": System(sequential_resnext, Told(THREE, resize=short_side(512))),
+    "sequential resnext101_64x4d": System(
+        sequential_resnext, Told(THREE, resize=short_side(512)), size_hw=(96, 112), background=6.0
+    ),
 }
+
+
+CLASS_RULES = Rules(
+    per_class={
+        "shsy5y": ClassRule(score=0.1, min_area=150),
+        "astro": ClassRule(score=0.2, min_area=400),
+        "cort": ClassRule(score=0.3, min_area=75),
+    },
+    paste="torchvision",
+)
+EDGELESS = {score: rules_without_edge(score) for score in (0.0, 0.2, 0.5)}
+MORE_CHECKS: dict[str, dict[str, Callable[[Run], None]]] = {
+    "pyramid with norm, 0-255": {
+        **{f"no edge cells from {score}": partial(check_rules, rules) for score, rules in EDGELESS.items()},
+        "free edge": partial(check_free_edge, EDGELESS[0.0]),
+    },
+    "small anchors": {"class rules": partial(check_rules, CLASS_RULES)},
+}
+SYSTEM_CHECKS = [
+    pytest.param(name, check, id=f"{name}: {title}")
+    for name in SYSTEMS
+    for title, check in ({c.__name__: c for c in CHECKS} | MORE_CHECKS.get(name, {})).items()
+]
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +394,149 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
         yield run_system(SYSTEMS[request.param], Path(folder))
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("run", SYSTEMS, indirect=True)
+@pytest.mark.parametrize(("run", "check"), SYSTEM_CHECKS, indirect=["run"])
 def test_system_runs_as_its_author_runs_it(run: Run, check: Callable[[Run], None]) -> None:
     check(run)
+
+
+# Two networks that vote.
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[dict[str, Run]]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield {name: run_system(system, Path(folder), name) for name, system in PAIR.items()}
+
+
+@pytest.fixture(scope="module")
+def ensemble(pair: dict[str, Run]) -> Ensemble:
+    files = [run.weights.with_suffix(".pth") for run in pair.values()]
+    entries = [
+        system.told.entry(file) for system, file in zip(PAIR.values(), files, strict=True) if system.told
+    ]
+    path = write_manifest(files[0].with_name("both.json"), entries, fusion={"skip_score": 0.25})
+    return load_ensemble([path], CPU)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", PAIR)
+def test_each_of_two_alone_runs_as_its_author_runs_it(
+    pair: dict[str, Run], name: str, check: Callable[[Run], None]
+) -> None:
+    check(pair[name])
+
+
+@pytest.mark.parametrize("views", [("identity",), ("identity", "hflip", "vflip", "rot90")], ids=len)
+def test_two_together_see_cells(ensemble: Ensemble, views: tuple[str, ...]) -> None:
+    (prediction,) = predict(ensemble.with_overrides(views), [CellImage("image", crop((128, 160)))])
+    assert len(prediction) >= FEWEST
+    for values in (prediction.scores, prediction.masks, prediction.evidence, prediction.boxes / 160):
+        assert ((values >= 0) & (values <= 1)).all()
+
+
+# How a checkpoint is kept, and what it is made of.
+
+
+def small(build: Callable[[], MaskRCNN] = tiny, told: Told | None = None, **more: Any) -> System:
+    return System(build, told or Told(THREE), size_hw=(96, 120), **more)
+
+
+def under(*prefixes: str) -> System:
+    return small(kept=lambda model: prefixed(model.state_dict(), *prefixes))
+
+
+def with_network(build: Callable[[], MaskRCNN], **network: Any) -> System:
+    """A network of which the manifest tells what its keys cannot."""
+    return small(build, Told(THREE, network=network))
+
+
+def on_resnet18(**pyramid: Any) -> BackboneWithFPN:
+    return resnet_pyramid(resnet.resnet18(), **{"channels": 64, **pyramid})
+
+
+def norm_in_body(norm_layer: NormLayer) -> MaskRCNN:
+    return tiny(resnet_pyramid(resnet.resnet18(norm_layer=norm_layer), channels=64))
+
+
+def norm_in_heads(norm_layer: NormLayer) -> MaskRCNN:
+    return tiny(on_resnet18(norm_layer=norm_layer), box_head=conv_box_head(norm_layer), mask_norm=norm_layer)
+
+
+def swin() -> MaskRCNN:
+    stages = {"1": 96, "3": 192, "5": 384, "7": 768}
+    return tiny(body_pyramid(swin_t().features, stages, 64, kind=ChannelsLast))
+
+
+def mobilenet(norm_layer: NormLayer | None = None) -> MaskRCNN:
+    backbone = _mobilenet_extractor(mobilenet_v3_large(norm_layer=norm_layer), True, 6)
+    return tiny(backbone, generator=anchors([[32, 64, 128, 256, 512]] * 3))
+
+
+SQUARES = [[32], [64], [128], [256], [512]]
+NORMS: dict[str, NormLayer] = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d, "group": group_norm}
+WITHOUT_EPS = {"norm": {"eps": 0}}
+SMALL_SYSTEMS = {
+    **{
+        f"under {prefix}": under(prefix) for prefix in ("module.", "model.", "module.maskrcnn.", "_orig_mod.")
+    },
+    "under two prefixes": under("model.", "net."),
+    "averaged": small(kept=lambda model: AveragedModel(model).state_dict()),
+    "training state of a prefixed network": small(
+        kept=lambda model: {
+            **training_dict(model),
+            "model_state_dict": prefixed(model.state_dict(), "module."),
+        }
+    ),
+    "float16": small(kept=partial(rounded, dtype=torch.float16)),
+    "bfloat16": small(kept=partial(rounded, dtype=torch.bfloat16)),
+    "safetensors": small(suffix=".safetensors"),
+    **{f"{kind} norm in body": small(partial(norm_in_body, layer)) for kind, layer in NORMS.items()},
+    **{f"{kind} norm in heads": small(partial(norm_in_heads, layer)) for kind, layer in NORMS.items()},
+    "norm in heads without eps": with_network(
+        partial(norm_in_heads, partial(FrozenBatchNorm2d, eps=0.0)),
+        fpn=WITHOUT_EPS,
+        box_head=WITHOUT_EPS,
+        mask_head=WITHOUT_EPS,
+    ),
+    "16 groups": with_network(
+        partial(norm_in_body, partial(nn.GroupNorm, 16)), body_norm={"kind": "group", "groups": 16}
+    ),
+    "128 channels on fewer stages": with_network(
+        lambda: tiny(on_resnet18(stages=(2, 3, 4), channels=128), generator=anchors(SQUARES[1:])),
+        anchors={"sizes": SQUARES[1:]},
+    ),
+    "no extra level": with_network(
+        lambda: tiny(on_resnet18(extra_blocks=NoExtra()), generator=anchors(SQUARES[:4])),
+        fpn={"extra": "none"},
+        anchors={"sizes": SQUARES[:4]},
+    ),
+    "RPN of depth 2": small(partial(tiny, rpn_depth=2)),
+    "box pool of 14": small(partial(tiny, box_pool=14)),
+    "2 mask convolutions": small(partial(tiny, mask_channels=(32, 32))),
+    "8 mask convolutions": small(partial(tiny, mask_channels=(32, 48) * 4, hidden=24)),
+    "dilated mask head": with_network(partial(tiny, mask_dilation=2), mask_head={"dilation": 2}),
+    "strict limits": with_network(
+        partial(
+            tiny, box_score_thresh=0.2, box_nms_thresh=0.3, box_detections_per_img=30, rpn_score_thresh=0.3
+        ),
+        detection={"score": 0.2, "nms": 0.3, "per_image": 30},
+        rpn={"score": 0.3},
+    ),
+    "swin_t": small(swin),
+    "mobilenet_v3_large": small(mobilenet),
+    "mobilenet_v3_large by preset": small(mobilenet, Told(THREE, architecture="mobilenet_v3_large_fpn")),
+    "mobilenet_v3_large as torchvision's detector": with_network(
+        partial(mobilenet, nn.BatchNorm2d), body_norm={"eps": 1e-5}
+    ),
+    "resnet34": small(lambda: tiny(resnet_pyramid(resnet.resnet34(), channels=64))),
+    "wide_resnet50_2": small(lambda: tiny(resnet_pyramid(resnet.wide_resnet50_2(), channels=64))),
+    "resnext50_32x4d": small(lambda: tiny(resnet_pyramid(resnet.resnext50_32x4d(), channels=64))),
+    "old names": small(kept=lambda model: old_names(model.state_dict())),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_SYSTEMS)
+def test_small_system_runs_as_its_author_runs_it(name: str, tmp_path: Path) -> None:
+    run = run_system(SMALL_SYSTEMS[name], tmp_path)
+    for check in CHECKS:
+        check(run)

@@ -49,7 +49,8 @@ class Detections:
 class Network(Protocol):
     """Anything that proposes, detects and scores masks. Boxes are xyxy in pixels of the given images.
 
-    `class_count` is the number of foreground classes; labels run from 1 to it.
+    `class_count` is the number of foreground classes; labels run from 1 to it. The steps are called
+    in this order on images of one size, the last as often as needed, under `torch.inference_mode()`.
     """
 
     class_count: int
@@ -70,7 +71,11 @@ class Network(Protocol):
     def mask_probabilities(
         self, features: Features, boxes: list[Tensor], labels: list[Tensor]
     ) -> list[Tensor]:
-        """Float32 (N, M, M) in [0, 1] for each image: its boxes' masks for the given labels."""
+        """Float32 (N, M, M) in [0, 1] for each image: its boxes' masks for the given labels.
+
+        The boxes are those that the whole ensemble agreed on. A label of 0 is a class that this
+        network does not know: any mask will do.
+        """
 
 
 def require_finite(what: str, *tensors: Tensor) -> None:
@@ -100,11 +105,13 @@ _REGISTRY: dict[str, Architecture] = {}
 def register_network(name: str, build: Build, recognise: Recognise = lambda state: False) -> None:
     """Make an architecture available under `name`.
 
-    `build(spec, state, precision)` gets the manifest entry, the checkpoint's tensors by canonical
-    key, and the dtype to compute in (torch.float32, float16 or bfloat16), and returns a `Network`
-    on the CPU; if it is a `torch.nn.Module` it is moved to the device for it, else it needs a
-    `to(device)` method. `recognise(state)` says whether a bare checkpoint is of this kind.
-    Later registrations are asked first. A plugin file calls this when it is loaded by `--plugin`.
+    `build(spec, state, precision)` gets the manifest entry, the checkpoint's tensors by key, without
+    wrappers and prefixes, and the dtype to compute in (torch.float32, float16 or bfloat16), and
+    returns a `Network` on the CPU; if it is a `torch.nn.Module` it is moved to the device for it,
+    else it needs a `to(device)` method that returns it there. `recognise(state)` says whether a bare
+    checkpoint is of this kind; later registrations are asked first. A plugin file calls this when it
+    is loaded by `--plugin`; `Network`, which tells the four steps, `Features` and `Detections` are in
+    `sartorius_infer.networks`.
     """
     if name in _REGISTRY:
         raise CheckpointError(f"architecture {name!r} is registered twice")

@@ -188,3 +188,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """Well-known systems as the parts in which they differ from the defaults."""
+
+PRESETS |= {f"maskrcnn_{name}": PRESETS[name] for name in ("resnet50_fpn", "resnet50_fpn_v2")}

@@ -93,6 +93,13 @@ class Preprocessing(Settings):
     normalise: tuple[Step, ...] = ("imagenet",)
     resize: Resize | None = Resize(shortest_edge=800, longest_edge=1333)
 
+    @model_validator(mode="after")
+    def _pil_sees_bytes(self) -> Preprocessing:
+        before, own = self.resize_before, self.resize
+        if before and own and (before.interpolation, own.interpolation) == ("torch", "pil"):
+            raise ValueError("expected no resize_before by torch, whose floats pil cannot resize, found one")
+        return self
+
 
 def network_input(
     images: Sequence[Tensor], settings: Preprocessing, view: View
@@ -160,9 +167,8 @@ def _resize(image: Tensor, rule: Resize, view: View) -> Tensor:
         out = cv2.resize(pixels, target[::-1], interpolation=cv2.INTER_LINEAR)
     else:
         picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-        out = np.asarray(picture.resize(target[::-1], Image.Resampling.BILINEAR))
-    out = out.reshape(*target, -1)
-    return torch.from_numpy(np.ascontiguousarray(out)).permute(2, 0, 1).to(image.device)
+        out = np.array(picture.resize(target[::-1], Image.Resampling.BILINEAR))
+    return torch.from_numpy(out.reshape(*target, -1)).permute(2, 0, 1).to(image.device)
 
 
 def _interpolate(image: Tensor, target_hw: tuple[int, int]) -> Tensor:

@@ -185,7 +185,8 @@ def resolve_parts(spec: ModelSpec, state: Mapping[str, Tensor]) -> tuple[Network
     preset = PRESETS.get(spec.architecture or "", {})
     said = spec.network_settings()
     defaults = NetworkParts().model_dump()
-    defaults = merge(defaults, _default_anchors(state, told))
+    extra = merge(merge(defaults, preset), said)["fpn"]["extra"]
+    defaults = merge(defaults, _default_anchors(state, told["body"], len(told["stages"]) + (extra == "pool")))
     flat_told = flatten(told)
     _agree(spec, flat_told, flatten(preset) | flatten(said))
     tree = merge(merge(merge(defaults, preset), told), said)
@@ -214,10 +215,9 @@ def _agree(spec: ModelSpec, told: Mapping[str, Any], said: Mapping[str, Any]) ->
             )
 
 
-def _default_anchors(state: Mapping[str, Tensor], told: dict[str, Any]) -> dict[str, Any]:
+def _default_anchors(state: Mapping[str, Tensor], body: str, levels: int) -> dict[str, Any]:
     """Torchvision's sizes, one a level and doubling; its MobileNet has five sizes on every level."""
-    levels = len(told["stages"]) + 1
-    if told["body"] == "mobilenet_v3_large" and anchors_per_cell(state) == 15:
+    if body == "mobilenet_v3_large" and anchors_per_cell(state) == 15:
         return {"anchors": {"sizes": ((32.0, 64.0, 128.0, 256.0, 512.0),) * levels}}
     return {"anchors": {"sizes": tuple((32.0 * 2**i,) for i in range(levels))}}
 
