@@ -171,10 +171,11 @@ def test_a_copy_of_a_part_is_tolerated(tmp_path: Path) -> None:
     assert same(reading(tmp_path, prefixed(parts(), "net.") | body).state, parts())
 
 
+CHANGES: list[Callable[[Tensor], Tensor]] = [torch.neg, Tensor.half, lambda t: t[:1], lambda t: t * torch.nan]
+
+
 @pytest.mark.parametrize("prefixes", [("student.", "teacher."), ("", "ema."), ("", "_orig_mod.")])
-@pytest.mark.parametrize(
-    "change", [lambda t: t + 1, lambda t: t.half(), lambda t: t[:1], lambda t: t * torch.nan]
-)
+@pytest.mark.parametrize("change", CHANGES)
 def test_two_networks_are_refused(
     tmp_path: Path, prefixes: tuple[str, str], change: Callable[[Tensor], Tensor]
 ) -> None:
@@ -282,7 +283,7 @@ def test_what_needs_a_full_unpickler_is_named(tmp_path: Path, needs: str, old: b
     )
 
 
-@pytest.mark.parametrize("protocol", range(2, 6))
+@pytest.mark.parametrize("protocol", range(6))
 def test_a_plain_pickle_renamed(tmp_path: Path, protocol: int) -> None:
     said = refused(tmp_path, pickle.dumps({"backbone.w": [1.0]}, protocol), "a.pt")
     assert said.startswith("expected tensors alone, found a pickle")
@@ -313,10 +314,7 @@ OTHERS = [
     ("a zip archive of something else", zipped()),
     ("a damaged one", zipped("archive/data.pkl")),
     ("a file that begins with b'<!DOCTYPE html>'", b"<!DOCTYPE html><html>"),
-    (
-        "a file that begins with b'version https:/'",
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d",
-    ),
+    ("a file that begins with b'version https:/'", b"version https://git-lfs.github.com/spec/v1"),
     ("a file that begins with b'hello'", b"hello"),
     ("a file that begins with b'\\x00", b"\0" * 1000),
     ("safetensors under another suffix", save(parts())),
@@ -372,16 +370,10 @@ def test_mappings_without_tensors(tmp_path: Path, content: Any) -> None:
     assert refused(tmp_path, content).startswith("expected tensors, or one of model_state_dict, ")
 
 
-@pytest.mark.parametrize(
-    ("content", "found"),
-    [
-        ([parts()], "list"),
-        (torch.ones(2), "Tensor"),
-        (3, "int"),
-        (None, "NoneType"),
-        (np.ones(2), "NumpyValue"),
-    ],
-)
+NO_MAPPINGS = [([parts()], "list"), (torch.ones(2), "Tensor"), (None, "NoneType"), (np.ones(2), "NumpyValue")]
+
+
+@pytest.mark.parametrize(("content", "found"), NO_MAPPINGS)
 def test_what_is_no_mapping(tmp_path: Path, content: Any, found: str) -> None:
     assert refused(tmp_path, content) == f"expected a mapping of tensors, found {found}"
 
@@ -415,12 +407,7 @@ def test_an_empty_file(tmp_path: Path, name: str) -> None:
 
 # Damage.
 
-RUN = {
-    "model": parts(),
-    "loss": np.float64(3),
-    "opt": {"state": {0: {"e": torch.ones(3)}}},
-    "p": [1, (2, "x")],
-}
+RUN = {"model": parts(), "loss": np.float64(3), "opt": {0: {"e": torch.ones(3)}}, "p": [1, (2, "x")]}
 WHOLE = {"new.pth": packed(RUN), "old.pth": packed(RUN, old=True), "s.safetensors": save(parts())}
 
 

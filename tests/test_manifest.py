@@ -93,6 +93,8 @@ def test_settings_hold_only_what_is_written(tmp_path: Path) -> None:
 
 MODEL, LOOK, NET = "$.models[0]", "$.models[0].preprocessing", "$.models[0].network"
 
+WRONG_VERSIONS: list[Any] = [0, 2, "1", True, 1.0, None]
+WRONG_CLASSES: list[Any] = [[], "xy", ["x", "x"], {"x": 1}]
 FAULTS: list[tuple[str, Any]] = [
     ("$", []),
     ("$", None),
@@ -100,8 +102,8 @@ FAULTS: list[tuple[str, Any]] = [
     ("$.schema_", content(schema_="x")),
     ("$.$schema", content(**{"$schema": 1})),
     ("$.version", {k: v for k, v in content().items() if k != "version"}),
-    *(("$.version", content(version=v)) for v in (0, 2, "1", True, 1.0, None)),
-    *(("$.classes", content(classes=v)) for v in ([], "xy", ["x", "x"], {"x": 1})),
+    *(("$.version", content(version=v)) for v in WRONG_VERSIONS),
+    *(("$.classes", content(classes=v)) for v in WRONG_CLASSES),
     *(("$.classes[1]", content(classes=["x", v])) for v in ("", 1, None)),
     *(("$.models", content(models=v)) for v in ([], {}, None)),
     ("$.models[0]", content(models=["a.pth"])),

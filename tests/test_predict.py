@@ -156,9 +156,10 @@ def ensemble_of(
 
 
 SMALL = NetworkParts.model_validate_json(
-    """{"body": "resnet18", "fpn": {"channels": 16}, "anchors": {"sizes": [[8], [16], [32], [64], [96]]},
-    "rpn": {"pre_nms_top_n": 60, "post_nms_top_n": 40}, "box_head": {"fc_channels": [32, 32]},
-    "mask_head": {"conv_channels": [16], "hidden": 16}, "detection": {"per_image": 12}}"""
+    """{"body": "resnet18", "stages": [1, 2], "fpn": {"channels": 16},
+    "anchors": {"sizes": [[8], [16], [32]]}, "rpn": {"pre_nms_top_n": 60, "post_nms_top_n": 40},
+    "box_head": {"fc_channels": [32, 32]}, "mask_head": {"conv_channels": [16], "hidden": 16},
+    "detection": {"per_image": 12}}"""
 )
 
 

@@ -18,7 +18,7 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 BODY_PATTERN = (
-    r"^(resnet(18|34|50|101|152)|resnext(50|101|152)_[0-9]+x[0-9]+d|wide_resnet(50|101)_[0-9]+"
+    r"^(resnet(18|34|50|101|152)|resnext(50|101|152)_[1-9][0-9]*x[1-9][0-9]*d|wide_resnet(50|101)_[1-9][0-9]*"
     r"|convnext_(tiny|small|base|large)|swin(_v2)?_[tsb]|mobilenet_v3_large)$"
 )
 

@@ -197,7 +197,9 @@ def resolve_parts(spec: ModelSpec, state: Mapping[str, Tensor]) -> tuple[Network
         where = ".".join(map(str, ("network", *first["loc"])))
         raise CheckpointError(f"{spec.file}: {where}: {first['msg']}") from None
     _check_anchors(parts, state, spec.file)
-    layers = (("keys", flat_told), ("manifest", flatten(said)), ("preset", flatten(preset)))
+    flat_said = flatten(said)
+    agreed = {name for name, value in flat_told.items() if flat_said.get(name, value) == value}
+    layers = (("keys", agreed), ("manifest", flat_said), ("preset", flatten(preset)))
     origin = {
         name: next((layer for layer, fields in layers if name in fields), "default")
         for name in flatten(parts.model_dump())
@@ -278,14 +280,14 @@ def _describe(
     lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
     said = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in lists if keys)
     return (
-        f"{file}: the keys do not fit the network: {said}. {_likely_cause(missing + unexpected + misshapen)}"
+        f"{file}: the keys do not fit the network: {said}. {_likely_cause(missing + unexpected, misshapen)}"
     )
 
 
-def _likely_cause(keys: list[str]) -> str:
-    if all("predictor" in key for key in keys):
+def _likely_cause(strange: list[str], misshapen: list[str]) -> str:
+    if not strange and all("predictor" in key for key in misshapen):
         return "Likely another class count."
-    if all(key.startswith("backbone.body.") for key in keys):
+    if all(key.startswith("backbone.body.") for key in strange + misshapen):
         return "Likely another backbone, or one with added blocks; register it by --plugin FILE.py."
     return "Likely a network with parts of its own; register it by --plugin FILE.py."
 

@@ -1,0 +1,144 @@
+"""`models`: what keys told, what was assumed, and nothing said of weights that would not load."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_factories import prefixed
+from test_ensemble import manifest, saved, small, small_state
+
+from sartorius_infer.cli import main
+from sartorius_infer.describe import SOURCES, assumptions, describe_weights
+from sartorius_infer.errors import CheckpointError, ManifestError
+from sartorius_infer.manifest import ModelSpec
+from sartorius_infer.networks import base
+
+
+def sections(report: str) -> dict[str, list[str]]:
+    """Indented lines under each title of one report; the rest under ""."""
+    found: dict[str, list[str]] = {"": []}
+    title = ""
+    for line in report.splitlines():
+        if line.endswith(":"):
+            title = line.strip()[:-1]
+        else:
+            title = title if line.startswith("    ") else ""
+            found.setdefault(title, []).append(line.strip())
+    return found
+
+
+def fields(*weights: Path) -> dict[str, list[str]]:
+    return sections(describe_weights(weights))
+
+
+TOLD, SAID, PRESET, ASSUMED = SOURCES.values()
+
+
+def test_a_bare_checkpoint(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pth", {"ema": {"module": prefixed(small_state(), "module.")}})
+    found = fields(path)
+    size, digest = path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+    parameters = sum(p.numel() for p in small().parameters())
+    assert found[""] == [
+        "a",
+        f"file          {path}",
+        f"bytes         {size:,}",
+        f"sha256        {digest}",
+        f"tensors       {len(small_state())}, {parameters:,} parameters in float32",
+        "found under   ema.module, prefix module.",
+        "classes       background, shsy5y, astro, cort (assumed)",
+        "architecture  Mask R-CNN, resnet18, 3 levels of 8 channels",
+    ]
+    assert {"body = resnet18", "stages = (1, 2)", "fpn.channels = 8", "box_pool.size = 2"} <= set(found[TOLD])
+    assert {"anchors.sizes = ((32), (64), (128))", "detection.per_image = 100"} <= set(found[ASSUMED])
+    assert SAID not in found
+    assert "resize.shortest_edge = 800 (assumed)" in found["preprocessing"]
+
+
+def test_every_part_is_told_or_assumed_once(tmp_path: Path) -> None:
+    found = fields(saved(tmp_path / "a.pth"))
+    names = [line.partition(" = ")[0] for title in (TOLD, ASSUMED) for line in found[title]]
+    assert len(set(names)) == len(names)
+    assert not [line for line in found[TOLD] + found[ASSUMED] if "None" in line]
+
+
+def test_a_manifest(tmp_path: Path) -> None:
+    saved(tmp_path / "a.pth")
+    told = {
+        "network": {"detection": {"per_image": 700}, "body_norm": {"kind": "frozen", "eps": 0.0}},
+        "preprocessing": {"normalise": [], "resize": None},
+        "classes": ["y", "z", "other"],
+    }
+    path = manifest(tmp_path, told, views=["identity", "hflip"], classes=["y", "z"])
+    head, report = describe_weights([path]).split("\n\n")
+    assert head == f"{path}: classes y, z; views identity, hflip"
+    found = sections(report)
+    assert "classes       background, y, z, other" in found[""]
+    assert found[SAID] == ["body_norm.kind = frozen", "body_norm.eps = 0", "detection.per_image = 700"]
+    assert found["preprocessing"] == [
+        "resize = none",
+        "colour = keep (assumed)",
+        "channel_order = rgb (assumed)",
+        "input_range = 0-1 (assumed)",
+        "normalise = ()",
+    ]
+
+
+def test_one_report_for_each_checkpoint(tmp_path: Path) -> None:
+    saved(tmp_path / "a.pth")
+    saved(tmp_path / "b.pth", {key: t.half() for key, t in small_state().items()})
+    a, b = describe_weights([tmp_path]).split("\n\n")
+    assert (a.splitlines()[0], b.splitlines()[0]) == ("a", "b")
+    assert "parameters in float16" in b
+
+
+def test_the_default_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    out, err = capsys.readouterr()
+    assert "  classes       background, shsy5y, astro, cort\n" in out
+    assert "body = resnet18" in out
+    assert err == ""
+
+
+def test_broken_values_are_counted(tmp_path: Path) -> None:
+    broken = {key: t * torch.nan if "cls_score" in key else t for key, t in small_state().items()}
+    tensors = next(line for line in fields(saved(tmp_path / "a.pth", broken))[""] if "tensors" in line)
+    assert tensors.endswith("; 2 hold NaN or infinity")
+
+
+def test_it_raises_what_loading_would(tmp_path: Path) -> None:
+    lost = {key: t for key, t in small_state().items() if not key.endswith("bn1.weight")}
+    with pytest.raises(CheckpointError, match="missing: backbone"):
+        describe_weights([saved(tmp_path / "a.pth", lost)])
+    with pytest.raises(CheckpointError, match="unexpected: attention"):
+        describe_weights([saved(tmp_path / "a.pth", small_state() | {"attention.w": torch.ones(2)})])
+    saved(tmp_path / "a.pth")
+    with pytest.raises(ManifestError, match="expected 3 class names"):
+        describe_weights([manifest(tmp_path, {"classes": ["x"]})])
+
+
+def test_a_plugin_s_network_with_the_keys_of_a_mask_rcnn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Own(torch.nn.Module):
+        class_count = 3
+
+    def build(*arguments: Any) -> Any:
+        return Own()
+
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    base.register_network("own", build)
+    saved(tmp_path / "a.pth", small_state() | {"attention.w": torch.ones(2)})
+    found = sections(describe_weights([manifest(tmp_path, {"architecture": "own"})]).split("\n\n")[1])
+    assert found[""][-1] == "architecture  own (from a plugin)"
+    assert TOLD not in found
+
+
+def test_assumptions_are_the_defaults() -> None:
+    (line,) = assumptions(ModelSpec(name="a", file="a.pth")).splitlines()
+    assert line.startswith("a.pth: assumed ImageNet normalisation, resize 800/1333, torchvision's anchors, ")
+    assert "at most 100 detections an image" in line
