@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sartorius_infer.images import read_image as read_image
     from sartorius_infer.instances import build_instances as build_instances
     from sartorius_infer.networks import register_network as register_network
-    from sartorius_infer.predict import predict as predict
+    from sartorius_infer.passes import predict as predict
     from sartorius_infer.predictions import load_prediction as load_prediction
     from sartorius_infer.render import overlay as overlay
     from sartorius_infer.rules import Rules as Rules
@@ -40,7 +40,7 @@ _HOMES = {
     "read_image": "images",
     "build_instances": "instances",
     "register_network": "networks",
-    "predict": "predict",
+    "predict": "passes",
     "load_prediction": "predictions",
     "overlay": "render",
     "Rules": "rules",

@@ -172,14 +172,15 @@ def _count(text: str) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    """The main job. Heavy imports wait until the arguments are known to be good."""
-    from sartorius_infer import pipeline
+    """The main job. Torch is imported only once the images are known to be there."""
     from sartorius_infer.images import find_images
     from sartorius_infer.submission import open_writer, read_sample_submission
 
     images, sample = _inputs(arguments)
     files = find_images(images)
     sample_ids = read_sample_submission(sample) if sample else None
+    from sartorius_infer import pipeline
+
     jobs, ignored = pipeline.plan_jobs(files, sample_ids)
     for folder in (arguments.out.parent, arguments.save_predictions, arguments.overlays):
         if folder is not None:

@@ -22,7 +22,7 @@ from sartorius_infer.ensemble import Ensemble
 from sartorius_infer.errors import ImageError, PredictionError, SartoriusError
 from sartorius_infer.images import ImageFile, read_image
 from sartorius_infer.instances import build_instances, select
-from sartorius_infer.predict import predict
+from sartorius_infer.passes import predict
 from sartorius_infer.predictions import save_prediction
 from sartorius_infer.render import save_overlay
 from sartorius_infer.submission import ResultWriter

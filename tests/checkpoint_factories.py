@@ -93,12 +93,15 @@ class Reference:
 
 
 @torch.inference_mode()
-def author_forward(model: MaskRCNN, pixels: UInt8, dataset: Transform) -> Reference:
-    """`model([image])` on the data set's image; boxes of a resized image scaled back."""
-    image = dataset(pixels)
-    (seen,) = model.eval()([image])
-    back = torch.tensor([pixels.shape[1] / image.shape[2], pixels.shape[0] / image.shape[1]]).repeat(2)
-    return Reference(seen["boxes"] * back, seen["scores"], seen["labels"], seen["masks"], seen["boxes"])
+def author_forward(model: MaskRCNN, images: Sequence[UInt8], dataset: Transform) -> list[Reference]:
+    """`model(images)` on what the data set makes of them; boxes of resized images scaled back."""
+    inputs = [dataset(pixels) for pixels in images]
+    references = []
+    for pixels, image, seen in zip(images, inputs, model.eval()(inputs), strict=True):
+        back = torch.tensor([pixels.shape[1] / image.shape[2], pixels.shape[0] / image.shape[1]]).repeat(2)
+        boxes = seen["boxes"]
+        references.append(Reference(boxes * back, seen["scores"], seen["labels"], seen["masks"], boxes))
+    return references
 
 
 # Random weights that matter.
@@ -181,7 +184,7 @@ def calibrate(model: MaskRCNN, image: Tensor, background: float, seed: int = 0) 
         elif name.endswith("relative_position_bias_table"):
             parameter.mul_(20)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model.transform, "min_size", (min(*model.transform.min_size, 320),))
+        patch.setattr(model.transform, "min_size", (min(*model.transform.min_size, 256),))
         patch.setitem(model.rpn._post_nms_top_n, "testing", 200)
         patch.setattr(model.roi_heads, "detections_per_img", 20)
         model.eval()([image])

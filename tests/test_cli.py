@@ -19,6 +19,7 @@ import pytest
 import torch
 from tiny import tiny_model, write_image, write_tiny
 
+from sartorius_infer.cli import main
 from sartorius_infer.predictions import load_prediction
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,15 +116,34 @@ def test_stop_is_code_1_and_leaves_the_earlier_file(tiny: Path, images: Path, tm
         (["check", "--submission", "no.csv"], "no.csv"),
     ],
 )
-def test_bad_input_is_one_line_and_code_1(tmp_path: Path, words: list[str], expected: str) -> None:
-    write_image(tmp_path / "images" / "image0.png")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "bad.json").write_text('{"version": 7, "classes": ["a"], "models": []}')
+def test_bad_input_is_one_line_and_code_1(
+    tmp_path: Path,
+    words: list[str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """In this process, since each new one imports torch; a real process shows the same below."""
+    write_bad_input(tmp_path)
+    monkeypatch.chdir(tmp_path)
     before = sorted(p.name for p in tmp_path.iterdir())
-    code, _, stderr = sartorius(*words, cwd=tmp_path)
-    assert code == 1
-    assert expected in one_line(stderr)
+    assert main(words) == 1
+    assert expected in one_line(capfd.readouterr().err)
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def write_bad_input(folder: Path) -> None:
+    write_image(folder / "images" / "image0.png")
+    (folder / "empty").mkdir()
+    (folder / "bad.json").write_text('{"version": 7, "classes": ["a"], "models": []}')
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_bad_input_in_a_process_of_its_own(tmp_path: Path, name: str) -> None:
+    write_bad_input(tmp_path)
+    code, stdout, stderr = sartorius("--images", name, cwd=tmp_path)
+    assert (code, stdout) == (1, "")
+    assert name in one_line(stderr)
 
 
 @pytest.mark.parametrize(

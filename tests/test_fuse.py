@@ -377,6 +377,23 @@ def test_boxes_are_cut_at_the_image_before_they_fuse() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_the_mean_of_boxes_on_the_border_stays_in_the_image(method: str) -> None:
+    rng = np.random.default_rng(0)
+    for count in range(100):
+        boxes = [[[690 - rng.random(), 500 - rng.random(), 704, 520]] for _ in range(2 + count % 7)]
+        members = [boxes_of(box, rng.random(1), weight=rng.random()) for box in boxes]
+        fused = fuse(members, (520, 704), K, Fusion(method=method))
+        assert (fused.boxes <= [704, 520, 704, 520]).all()
+
+
+@pytest.mark.parametrize("conf_type", CONF_TYPES)
+def test_a_heavy_member_that_repeats_itself_is_not_surer_than_sure(conf_type: str) -> None:
+    twice = boxes_of([[5, 5, 30, 30]] * 2, [0.9, 0.8], weight=10.0)
+    fused = fuse([twice, nothing(weight=1.0)], SIZE_HW, K, Fusion(conf_type=conf_type))
+    assert len(fused) == 1 and 0.7 < fused.scores[0] <= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_skip_score_is_inclusive(method: str) -> None:
     members = [boxes_of([[0, 0, 9, 9], [30, 30, 40, 40]], [0.35, 0.3499], weight=w) for w in (1, 1)]
     fused = fuse(members, SIZE_HW, K, Fusion(method=method, skip_score=0.35))

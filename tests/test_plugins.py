@@ -21,8 +21,8 @@ from sartorius_infer.cli import main
 from sartorius_infer.ensemble import load_ensemble
 from sartorius_infer.errors import CheckpointError, SartoriusError
 from sartorius_infer.networks import architecture_of, base
+from sartorius_infer.passes import predict
 from sartorius_infer.plugins import load_plugin
-from sartorius_infer.predict import predict
 from sartorius_infer.rle import decode_mask
 from sartorius_infer.types import Bool, CellImage, UInt8
 
