@@ -225,7 +225,7 @@ def _ensemble(arguments: argparse.Namespace) -> Ensemble:
 
     for plugin in arguments.plugin:
         load_plugin(plugin)
-    views = arguments.views.split(",") if arguments.views else None
+    views = [view.strip() for view in arguments.views.split(",")] if arguments.views else None
     for view in views or ():
         parse_view(view)
     device = resolve_device(arguments.device)

@@ -14,6 +14,7 @@ from sartorius_infer.checkpoints import read_checkpoint
 from sartorius_infer.ensemble import find_weights, load_ensemble
 from sartorius_infer.manifest import ModelSpec, file_sha256
 from sartorius_infer.networks import architecture_of
+from sartorius_infer.networks.bodies import norm_eps
 from sartorius_infer.networks.parts import NetworkParts, flatten
 from sartorius_infer.networks.torchvision_keys import canonical_keys
 from sartorius_infer.networks.torchvision_rcnn import build_network, resolve_parts
@@ -74,7 +75,9 @@ def _describe(path: Path, spec: ModelSpec, classes: str) -> str:
 
 def _part_lines(spec: ModelSpec, state: Mapping[str, Tensor]) -> list[str]:
     parts, origin = resolve_parts(spec, state)
-    values = flatten(parts.model_dump())
+    values = flatten(parts.model_dump()) | {"body_norm.eps": norm_eps(parts.body_norm, parts.body)}
+    for part in ("fpn", "box_head", "mask_head"):
+        values[f"{part}.norm.eps"] = norm_eps(getattr(parts, part).norm)
     levels = f"{parts.levels} levels of {parts.fpn.channels} channels"
     lines = [f"  architecture  Mask R-CNN, {parts.body}, {levels}"]
     silent = {name for name in values if values[name] is None or _idle(name, values)}

@@ -16,7 +16,7 @@ from sartorius_infer.errors import ManifestError
 from sartorius_infer.networks.parts import Count, NetworkParts, Positive, partial_model
 from sartorius_infer.networks.preprocess import Preprocessing
 from sartorius_infer.rules import ClassRule, Fraction, Rules, Settings
-from sartorius_infer.views import parse_view
+from sartorius_infer.views import View, parse_view
 
 MANIFEST_NAME = "weights_manifest.json"
 
@@ -90,11 +90,15 @@ class Manifest(Settings):
         _require_unique("$.classes", self.classes)
         _require_unique("$.models[*].name", [model.name for model in self.models])
         _require_unique("$.views", self.views)
-        for index, view in enumerate(self.views):
+        views: list[View] = []
+        for index, name in enumerate(self.views):
             try:
-                parse_view(view)
+                view = parse_view(name)
             except ManifestError as error:
                 raise ValueError(f"$.views[{index}]: {error}") from None
+            if view in views:
+                raise ValueError(f"$.views[{index}]: expected each view once, found {name!r} again")
+            views.append(view)
         for name in self.rules.per_class:
             if name not in self.classes:
                 raise ValueError(f"$.rules.per_class.{name}: expected one of {self.classes}")

@@ -238,7 +238,8 @@ def test_norms(kind: str, layer: type[nn.Module], eps: float | None) -> None:
     make = make_norm(norm)
     assert make is not None
     assert norms_in(make(16)) == {(layer, 1e-5 if eps is None else eps)}
-    for name, default in (("resnet18", 1e-5), ("mobilenet_v3_large", 1e-3)):
+    mobile = 1e-3 if kind == "batch" else 1e-5  # torchvision's own default, of its own batch norm alone
+    for name, default in (("resnet18", 1e-5), ("mobilenet_v3_large", mobile)):
         with torch.device("meta"):
             body = make_body(name, norm)
         assert norms_in(body.module) == {(layer, default if eps is None else eps)}

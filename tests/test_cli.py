@@ -251,6 +251,7 @@ def test_a_network_cut_off_from_the_internet_predicts(tiny: Path, images: Path, 
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_the_default_checkpoint_on_the_samples(tmp_path: Path) -> None:
     out = tmp_path / "submission.csv"
     code, stdout, _ = sartorius("--images", ROOT / "samples", "--out", out, cwd=tmp_path)
@@ -261,6 +262,7 @@ def test_the_default_checkpoint_on_the_samples(tmp_path: Path) -> None:
     assert code == 0, stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the competition's images are not beside this checkout")
 def test_the_default_checkpoint_on_the_public_test_images(tmp_path: Path) -> None:
     """Three images of shsy5y, cort and astro, as the competition mounts them."""
@@ -274,6 +276,7 @@ def test_the_default_checkpoint_on_the_public_test_images(tmp_path: Path) -> Non
     assert sartorius(*words)[0] == 0
 
 
+@pytest.mark.slow
 def test_16_bit_images_give_what_their_8_bit_twins_give(tiny: Path, images: Path, tmp_path: Path) -> None:
     deep = tmp_path / "deep"
     deep.mkdir()

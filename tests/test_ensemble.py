@@ -156,6 +156,7 @@ def test_an_installation_without_a_default(tmp_path: Path, monkeypatch: pytest.M
         default_manifest()
 
 
+@pytest.mark.slow
 def test_a_wheel_brings_the_default(tmp_path: Path) -> None:
     """Built, unpacked as pip does it and run from another folder, the package finds its own weights."""
     quiet: dict[str, Any] = {"capture_output": True, "text": True, "check": True}

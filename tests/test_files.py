@@ -39,9 +39,7 @@ def write_half(path: Path, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt(), OSError("not ours")])
-def test_an_exception_leaves_the_earlier_file_and_nothing_else(
-    tmp_path: Path, error: BaseException
-) -> None:
+def test_an_exception_leaves_the_earlier_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "out.csv"
     path.write_text("earlier")
     with pytest.raises(type(error)) as raised:

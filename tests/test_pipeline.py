@@ -19,8 +19,8 @@ from sartorius_infer.errors import ImageError, PredictionError
 from sartorius_infer.images import find_images, read_image
 from sartorius_infer.instances import build_instances
 from sartorius_infer.networks import Features
-from sartorius_infer.pipeline import Job, Options, Summary, plan_jobs, run
 from sartorius_infer.passes import predict
+from sartorius_infer.pipeline import Job, Options, Summary, plan_jobs, run
 from sartorius_infer.predictions import load_prediction
 from sartorius_infer.rle import encode_label_map
 from sartorius_infer.submission import SubmissionWriter, check_submission

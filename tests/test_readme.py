@@ -9,6 +9,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import sartorius_infer
 from sartorius_infer.manifest import Manifest
 
@@ -28,6 +30,7 @@ def test_the_manifest_example_is_valid() -> None:
     assert len(manifest.models) == 2
 
 
+@pytest.mark.slow
 def test_the_python_example_runs() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", fenced("python")], cwd=ROOT, capture_output=True, text=True

@@ -39,12 +39,8 @@ Format = Literal["kaggle", "coco"]
 each_format = pytest.mark.parametrize("format", ["kaggle", "coco"])
 SIZES = {"a": (3, 4), "b": (3, 4), "c": (2, 2)}
 # In Python 3.11 csv, used here as the reference, reads no NUL; file names hold none.
-ids = st.text(
-    st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=8
-)
-label_maps = arrays(
-    np.int32, array_shapes(min_dims=2, max_dims=2, max_side=6), elements=st.integers(0, 3)
-)
+ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=8)
+label_maps = arrays(np.int32, array_shapes(min_dims=2, max_dims=2, max_side=6), elements=st.integers(0, 3))
 
 
 def instances(

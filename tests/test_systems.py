@@ -61,8 +61,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from sartorius_infer.cli import main
 from sartorius_infer.ensemble import Ensemble, load_ensemble
 from sartorius_infer.instances import build_instances
-from sartorius_infer.paste import paste_cells
 from sartorius_infer.passes import predict
+from sartorius_infer.paste import paste_cells
 from sartorius_infer.predictions import load_prediction
 from sartorius_infer.rules import ClassRule, EdgeRule, Rules
 from sartorius_infer.types import Bool, CellImage, Float32, Prediction, UInt8
@@ -397,6 +397,7 @@ def run_of(name: str) -> Run:
         return run_system(SYSTEMS[name], Path(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "check"), SYSTEM_CHECKS)
 def test_system_runs_as_its_author_runs_it(name: str, check: Callable[[Run], None]) -> None:
     check(run_of(name))
@@ -428,6 +429,7 @@ def pair() -> Iterator[Pair]:
         yield Pair(alone, load_ensemble([write_manifest(folder / "both.json", entries)], CPU))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", PAIR)
 def test_each_of_two_alone_runs_as_its_author_runs_it(
@@ -436,6 +438,7 @@ def test_each_of_two_alone_runs_as_its_author_runs_it(
     check(pair.alone[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views", [("identity",), ("identity", "hflip", "vflip", "rot90")], ids=len)
 def test_two_together_see_cells(pair: Pair, views: tuple[str, ...]) -> None:
     (prediction,) = predict(pair.ensemble.with_overrides(views), [CellImage("image", crop((128, 160)))])

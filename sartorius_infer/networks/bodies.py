@@ -39,9 +39,16 @@ class Body:
     channels_last: bool = False
 
 
-def make_norm(norm: Norm, default_eps: float = 1e-5) -> MakeNorm | None:
+def norm_eps(norm: Norm, body: str = "") -> float:
+    """The eps of a norm: its own, else that which torchvision gives it, in the body of that name."""
+    if norm.eps is not None:
+        return norm.eps
+    return MOBILENET_EPS if norm.kind == "batch" and body.startswith("mobilenet") else 1e-5
+
+
+def make_norm(norm: Norm, body: str = "") -> MakeNorm | None:
     """A constructor of the layer that `norm` describes, from its channels; None for no norm."""
-    eps = default_eps if norm.eps is None else norm.eps
+    eps = norm_eps(norm, body)
     if norm.kind == "frozen":
         return partial(FrozenBatchNorm2d, eps=eps)
     if norm.kind == "batch":
@@ -58,7 +65,7 @@ def make_body(name: str, norm: Norm) -> Body:
     if name.startswith("swin"):
         return _staged(getattr(torchvision.models, name)(weights=None).features, channels_last=True)
     if name.startswith("mobilenet"):
-        return _mobilenet(make_norm(norm, MOBILENET_EPS))
+        return _mobilenet(make_norm(norm, name))
     return _resnet(name, make_norm(norm))
 
 

@@ -16,6 +16,7 @@ from sartorius_infer.rules import Fraction, Settings
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+Sizes = Annotated[tuple[Positive, ...], Field(min_length=1)]
 
 BODY_PATTERN = (
     r"^(resnet(18|34|50|101|152)|resnext(50|101|152)_[1-9][0-9]*x[1-9][0-9]*d|wide_resnet(50|101)_[1-9][0-9]*"
@@ -46,7 +47,7 @@ class Fpn(Settings):
 class Anchors(Settings):
     """Anchor sizes in network pixels, a list for each level, and ratios (height / width) for all."""
 
-    sizes: Annotated[tuple[tuple[Positive, ...], ...], Field(min_length=1)] = (
+    sizes: Annotated[tuple[Sizes, ...], Field(min_length=1)] = (
         (32.0,),
         (64.0,),
         (128.0,),
