@@ -72,7 +72,7 @@ def _predict_parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="PATH",
-        help="folder or files (PNG, TIFF, JPEG, BMP); default: the competition's test folder in /kaggle/input",
+        help="folder or files (PNG, TIFF, JPEG, BMP); default: the competition's, in /kaggle/input",
     )
     add("--out", type=Path, default=Path("submission.csv"), metavar="FILE", help="default: %(default)s")
     add("--format", choices=("kaggle", "coco"), default="kaggle", help="of --out (default: %(default)s)")

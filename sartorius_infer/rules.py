@@ -50,7 +50,11 @@ class EdgeRule(Settings):
 
 
 class Rules(Settings):
-    """Everything decided after the networks have spoken."""
+    """Everything decided after the networks have spoken.
+
+    Of each cell the largest 8-connected part that higher scores leave it stays; `min_area` and the
+    edge rule judge that part.
+    """
 
     per_class: dict[str, ClassRule] = Field(default_factory=dict)
     rescore_by_mask: bool = Field(

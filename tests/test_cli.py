@@ -244,8 +244,8 @@ def test_a_network_cut_off_from_the_internet_predicts(tiny: Path, images: Path, 
     if unshare is None or subprocess.run([unshare, "-rn", "true"], capture_output=True).returncode:
         pytest.skip("unshare -n is not allowed here")
     done = subprocess.run(
-        [unshare, "-rn", sys.executable, "-m", "sartorius_infer", "--weights", str(tiny), "--images", str(images),
-         "--out", str(tmp_path / "s.csv")],
+        [unshare, "-rn", sys.executable, "-m", "sartorius_infer",
+         "--weights", str(tiny), "--images", str(images), "--out", str(tmp_path / "s.csv")],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0

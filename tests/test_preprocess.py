@@ -97,16 +97,14 @@ def test_colour_is_kept_or_turned_around() -> None:
 
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
-def test_colour_becomes_gray_as_pil_and_opencv_make_it(order: str) -> None:
+def test_colour_becomes_gray_as_pil_makes_it(order: str) -> None:
     image = picture(channels=3)
     gray = seen(image, **PLAIN, colour="gray", channel_order=order)
     assert np.array_equal(gray[0], gray[1])
     assert np.array_equal(gray[0], gray[2])
     assert np.array_equal(gray[0], np.round(gray[0]))
-    exact = np.tensordot([0.299, 0.587, 0.114], image.numpy().astype(np.float64), 1)
-    assert np.abs(gray[0] - exact).max() <= 0.5 + 1e-4
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    assert np.abs(gray[0] - np.asarray(Image.fromarray(pixels).convert("L"))).max() <= 1
+    assert np.array_equal(gray[0], np.asarray(Image.fromarray(pixels).convert("L")))
     assert np.abs(gray[0] - np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))).max() <= 1
 
 

@@ -59,9 +59,11 @@ def test_links_and_pictures_exist() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert sorted(sartorius_infer.__all__) == sorted(
-        ["CellImage", "Ensemble", "Instances", "Prediction", "Rules", "SartoriusError", "__version__"]
-        + ["build_instances", "check_submission", "find_images", "load_ensemble", "load_prediction"]
-        + ["open_writer", "overlay", "predict", "read_image", "register_network", "resolve_device"]
+        [
+            *("CellImage", "Ensemble", "Instances", "Prediction", "Rules", "SartoriusError", "__version__"),
+            *("build_instances", "check_submission", "find_images", "load_ensemble", "load_prediction"),
+            *("open_writer", "overlay", "predict", "read_image", "register_network", "resolve_device"),
+        ]
     )
     for name in sartorius_infer.__all__:
         assert getattr(sartorius_infer, name).__doc__ or name == "__version__", name
