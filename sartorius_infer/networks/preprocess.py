@@ -146,7 +146,7 @@ def _prepare(image: Tensor, settings: Preprocessing, view: View) -> Tensor:
 def _luminance(image: Tensor) -> Tensor:
     """ITU-R BT.601 gray in the integers of PIL's convert("L"), uint8 (3, H, W) -> uint8 (1, H, W)."""
     red, green, blue = image.to(torch.int32)
-    gray = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+    gray: Tensor = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
     return gray[None].to(torch.uint8)
 
 
