@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sartorius_infer.checkpoints import SUFFIXES, read_checkpoint
-from sartorius_infer.errors import CheckpointError, ManifestError
+from sartorius_infer.errors import CheckpointError, ManifestError, SartoriusError
 from sartorius_infer.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -157,8 +157,13 @@ def load_network(path: Path, spec: ModelSpec, device: torch.device, precision: t
     """The network of one entry, on `device`."""
     checkpoint = read_checkpoint(path)
     architecture = architecture_of(spec.architecture, checkpoint.state, spec.file)
-    network = architecture.build(spec, checkpoint.state, precision)
-    moved: Network = network.to(device)  # type: ignore[attr-defined]
+    try:
+        moved: Network = architecture.build(spec, checkpoint.state, precision).to(device)  # type: ignore[attr-defined]
+    except SartoriusError:
+        raise
+    except Exception as error:  # a plugin may fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{spec.file}: {architecture.name} cannot be built: {reason}") from error
     return moved
 
 

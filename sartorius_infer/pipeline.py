@@ -196,7 +196,7 @@ class _Runner:
             return self(images[:fits]) + self(images[fits:])
         try:
             return list(predict(self.ensemble, images, self.select, self.roi_chunk))
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError, PredictionError) as error:
+        except Exception as error:  # whatever a network does with one image, the others go on
             out_of_memory = _is_out_of_memory(error)
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         # Outside the handler, whose traceback would keep the failed batch's tensors alive.

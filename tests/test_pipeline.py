@@ -216,10 +216,13 @@ def test_memory_that_never_suffices_fails_the_image(tiny: Ensemble, tmp_path: Pa
     assert "out of memory" in summary.failed["image0"]
 
 
-def test_an_error_inside_a_network_names_the_image(tiny: Ensemble, tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, IndexError, ZeroDivisionError])
+def test_an_error_inside_a_network_names_the_image(
+    tiny: Ensemble, tmp_path: Path, error: type[Exception]
+) -> None:
     class Broken(SmallMemory):
         def propose(self, features: Features) -> Any:
-            raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED\nsecond line")
+            raise error("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED\nsecond line")
 
     (member,) = tiny.members
     broken = replace(tiny, members=(replace(member, network=Broken(member.network, 9, 999)),))

@@ -269,3 +269,18 @@ def test_later_registrations_are_asked_first() -> None:
 def test_a_name_is_registered_once() -> None:
     with pytest.raises(CheckpointError, match="architecture 'resnet50_fpn' is registered twice"):
         register_network("resnet50_fpn", lambda *_: None)  # type: ignore[arg-type]
+
+
+def refuses(*_: object) -> object:
+    raise ZeroDivisionError("no such luck")
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [(refuses, "ZeroDivisionError: no such luck"), (lambda *_: object(), "AttributeError: ")],
+)
+def test_a_network_that_cannot_be_built(build: Any, reason: str, tmp_path: Path) -> None:
+    register_network("own", build, lambda state: True)
+    torch.save({"weight": torch.ones(2)}, tmp_path / "own.pth")
+    with pytest.raises(CheckpointError, match=rf"own\.pth: own cannot be built: {reason}"):
+        load_ensemble([tmp_path / "own.pth"], torch.device("cpu"))
