@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sartorius_infer.errors import CheckpointError
+from sartorius_infer.errors import CheckpointError, first_line
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
@@ -102,9 +102,9 @@ def _read(path: Path) -> Any:
             warnings.simplefilter("ignore")  # torch warns of files that it then refuses
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise CheckpointError(f"{path}: expected a readable file, found {_line(error)}") from None
+        raise CheckpointError(f"{path}: expected a readable file, found {first_line(error)[:200]}") from None
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: expected safetensors, found {_line(error)}") from None
+        raise CheckpointError(f"{path}: expected safetensors, found {first_line(error)[:200]}") from None
     except Exception as error:  # bytes that are not its own make torch.load fail in any way
         raise CheckpointError(f"{path}: {_fault(path, error)}") from None
 
@@ -115,7 +115,7 @@ def _fault(path: Path, error: Exception) -> str:
     if needs and (needs[1] or kind in ("torch", "a pickle")):
         kind = f"a pickle that needs {needs[needs.lastindex or 0]}"
     elif kind == "torch":
-        kind = f"a damaged one ({type(error).__name__}: {_line(error)})"
+        kind = f"a damaged one ({type(error).__name__}: {first_line(error)[:200]})"
     if not kind.startswith(("a pickle", "a TorchScript")):
         return f"expected a whole torch checkpoint, found {kind}"
     return (
@@ -154,12 +154,6 @@ def _zip_kind(path: Path) -> str:
     if "data.pkl" not in ends:
         return "a zip archive of something else"
     return "a TorchScript archive" if "constants.pkl" in ends else "torch"
-
-
-def _line(error: object) -> str:
-    """The first line of a message, without the advice that follows it."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
 
 
 def _unwrap(content: Any, path: Path, trail: str) -> tuple[dict[str, Tensor], str]:

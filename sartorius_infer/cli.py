@@ -65,8 +65,15 @@ def _predict_parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
     _add_weights(parser)
+    _add_files(parser)
+    _add_ensemble_options(parser)
+    _add_run_options(parser)
+    return parser
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--images",
         nargs="+",
@@ -77,6 +84,10 @@ def _predict_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("submission.csv"), metavar="FILE", help="default: %(default)s")
     add("--format", choices=("kaggle", "coco"), default="kaggle", help="of --out (default: %(default)s)")
     add("--sample-submission", type=Path, metavar="CSV", help="fixes the set and order of ids")
+
+
+def _add_ensemble_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--views",
         metavar="V,V",
@@ -95,6 +106,10 @@ def _predict_parser() -> argparse.ArgumentParser:
         default="auto",
         help="of the networks; auto is fp16 on a GPU, fp32 on the CPU",
     )
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--batch-size",
         type=_count,
@@ -121,7 +136,6 @@ def _predict_parser() -> argparse.ArgumentParser:
         help="keep what the rules start from, <id>.npz per image",
     )
     add("--overlays", type=Path, metavar="DIR", help="write <id>.png per image with every cell outlined")
-    return parser  # fmt: skip
 
 
 def _models_parser() -> argparse.ArgumentParser:
@@ -163,6 +177,13 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.py",
         help="run this Python file first; it may register networks of your own",
     )
+
+
+def _load_plugins(arguments: argparse.Namespace) -> None:
+    from sartorius_infer.plugins import load_plugin
+
+    for plugin in arguments.plugin:
+        load_plugin(plugin)
 
 
 def _count(text: str) -> int:
@@ -220,11 +241,9 @@ def _ensemble(arguments: argparse.Namespace) -> Ensemble:
     from sartorius_infer.describe import assumptions
     from sartorius_infer.device import resolve_device, resolve_precision
     from sartorius_infer.ensemble import find_weights, load_ensemble
-    from sartorius_infer.plugins import load_plugin
     from sartorius_infer.views import parse_view
 
-    for plugin in arguments.plugin:
-        load_plugin(plugin)
+    _load_plugins(arguments)
     views = [view.strip() for view in arguments.views.split(",")] if arguments.views else None
     for view in views or ():
         parse_view(view)
@@ -279,10 +298,8 @@ def _print_list(title: str, lines: Sequence[str], most: int = 20) -> None:
 
 def _models(arguments: argparse.Namespace) -> int:
     from sartorius_infer.describe import describe_weights
-    from sartorius_infer.plugins import load_plugin
 
-    for plugin in arguments.plugin:
-        load_plugin(plugin)
+    _load_plugins(arguments)
     print(describe_weights(arguments.weights))
     return OK
 

@@ -7,6 +7,11 @@ prints it as it is.
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what another library says, without the advice after it; else the error's type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class SartoriusError(Exception):
     """Base of every error raised on purpose by this package."""
 

@@ -19,7 +19,7 @@ from typing import Literal, TypeVar
 import torch
 
 from sartorius_infer.ensemble import Ensemble
-from sartorius_infer.errors import ImageError, PredictionError, SartoriusError
+from sartorius_infer.errors import ImageError, PredictionError, SartoriusError, first_line
 from sartorius_infer.images import ImageFile, read_image
 from sartorius_infer.instances import build_instances, select
 from sartorius_infer.passes import predict
@@ -198,7 +198,7 @@ class _Runner:
             return list(predict(self.ensemble, images, self.select, self.roi_chunk))
         except Exception as error:  # whatever a network does with one image, the others go on
             out_of_memory = _is_out_of_memory(error)
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = first_line(error)
         # Outside the handler, whose traceback would keep the failed batch's tensors alive.
         if out_of_memory and self._use_less_memory(len(images)):
             return self(images)
