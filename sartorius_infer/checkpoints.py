@@ -54,7 +54,7 @@ _NUMPY_GLOBALS: list[Any] = [
     *((NumpyValue, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
 ]
 
-_PARTS = re.compile(r"^(|.*?\.)(backbone|rpn|roi_heads)\.")
+_PARTS = re.compile(r"^(|.*?\.)(backbone|rpn|proposal_generator|roi_heads)\.")
 
 _OLDER_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """How torch.save began a file before torch 1.6: a pickled number."""
@@ -197,7 +197,7 @@ def _strip_prefix(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tenso
     parts: dict[str, set[str]] = defaultdict(set)
     for key in state:
         if found := _PARTS.match(key):
-            parts[found[1]].add(found[2])
+            parts[found[1]].add("rpn" if found[2] == "proposal_generator" else found[2])
     whole = sorted((p for p, seen in parts.items() if len(seen) == 3), key=len)
     if not whole:
         return state, ""

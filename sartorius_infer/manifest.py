@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from sartorius_infer.errors import ManifestError
+from sartorius_infer.networks.detectron2_parts import Detectron2Parts
 from sartorius_infer.networks.parts import Count, NetworkParts, Positive, partial_model
 from sartorius_infer.networks.preprocess import Preprocessing
 from sartorius_infer.rules import ClassRule, Fraction, Rules, Settings
@@ -35,10 +36,13 @@ class ModelSpec(Settings):
     file: Annotated[str, Field(min_length=1)] = Field(description="path relative to the manifest")
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     bytes: Count | None = None
-    format: Literal["safetensors", "torch"] | None = Field(None, description="null: by the file's suffix")
+    format: Literal["safetensors", "torch", "pickle"] | None = Field(
+        None, description="null: by the file's suffix"
+    )
     architecture: str | None = Field(
         None,
-        description="torchvision_rcnn, a preset of it, or a plugin's name; null: by the file's keys",
+        description="torchvision_rcnn, a preset of it, detectron2_rcnn, or a plugin's name; "
+        "null: by the file's keys",
     )
     classes: Annotated[tuple[ClassName, ...], Field(min_length=1)] | None = Field(
         None,
@@ -49,9 +53,18 @@ class ModelSpec(Settings):
     network: SomeNetworkParts | None = Field(
         None, description="parts and settings that the checkpoint's keys do not tell"
     )
+    detectron2: Detectron2Parts | None = Field(
+        None, description="of a Detectron2 checkpoint: what its config said; `import` writes it"
+    )
     weight: Positive = Field(1.0, description="its vote in the fusion of boxes and the mean of masks")
     provenance: str = ""
     licence: str = ""
+
+    @model_validator(mode="after")
+    def _one_family(self) -> ModelSpec:
+        if self.network is not None and self.detectron2 is not None:
+            raise ValueError("expected `network` (torchvision) or `detectron2`, found both")
+        return self
 
     def network_settings(self) -> dict[str, Any]:
         """The `network` fields that the manifest writes, as a nested dict; empty where it writes none."""
@@ -195,11 +208,15 @@ def verify_files(plan: Plan) -> None:
         size = path.stat().st_size
         if spec.bytes is not None and size != spec.bytes:
             raise ManifestError(f"{path}: {where}.bytes: expected {spec.bytes} bytes, found {size}")
-        suffix_format = "safetensors" if path.suffix.lower() == ".safetensors" else "torch"
-        if spec.format is not None and spec.format != suffix_format:
+        if spec.format is not None and spec.format != file_format(path):
             raise ManifestError(f"{path}: {where}.format: expected {spec.format}, found {path.suffix}")
         if spec.sha256 is not None and (found := file_sha256(path)) != spec.sha256:
             raise ManifestError(f"{path}: {where}.sha256: expected {spec.sha256}, found {found}")
+
+
+def file_format(path: Path) -> Literal["safetensors", "torch", "pickle"]:
+    """The format of a checkpoint by its suffix."""
+    return {".safetensors": "safetensors", ".pkl": "pickle"}.get(path.suffix.lower(), "torch")  # type: ignore[return-value]
 
 
 def file_sha256(path: Path) -> str:

@@ -8,6 +8,7 @@ from sartorius_infer.networks.base import (
     architecture_of,
     register_network,
 )
+from sartorius_infer.networks.detectron2_rcnn import ARCHITECTURE, build_detectron2, is_detectron2
 from sartorius_infer.networks.parts import PRESETS
 from sartorius_infer.networks.torchvision_keys import is_mask_rcnn
 from sartorius_infer.networks.torchvision_rcnn import build_network
@@ -16,3 +17,5 @@ __all__ = ["Architecture", "Detections", "Features", "Network", "architecture_of
 
 for _name in PRESETS:
     register_network(_name, build_network, is_mask_rcnn)
+
+register_network(ARCHITECTURE, build_detectron2, is_detectron2)

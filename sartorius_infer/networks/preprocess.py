@@ -31,13 +31,15 @@ class Resize(Settings):
 
     `interpolation` is bilinear in each case: `torch` on floats without antialiasing (as torchvision's
     detection models resize), `opencv` and `pil` on uint8 (as data sets that call cv2.resize or
-    Image.resize do; PIL antialiases).
+    Image.resize do; PIL antialiases). `rounding` is how edges become whole pixels: torchvision cuts
+    off, Detectron2 takes the nearest.
     """
 
     shortest_edge: Count | None = None
     longest_edge: Count | None = None
     exact_hw: tuple[Count, Count] | None = None
     interpolation: Literal["torch", "opencv", "pil"] = "torch"
+    rounding: Literal["down", "nearest"] = "down"
 
     @model_validator(mode="after")
     def _one_rule(self) -> Resize:
@@ -53,9 +55,22 @@ class Resize(Settings):
             height, width = self.exact_hw[::-1] if view.transpose else self.exact_hw
             return max(1, round(height * view.scale)), max(1, round(width * view.scale))
         shortest, longest = self.shortest_edge or 0, self.longest_edge or 0
+        if self.rounding == "nearest":
+            return _detectron2_hw(size_hw, shortest * view.scale, longest * view.scale)
         # Torchvision floors in float arithmetic; the same expression gives the same integer.
         factor = min(shortest / min(size_hw), longest / max(size_hw)) * view.scale
         return max(1, math.floor(size_hw[0] * factor)), max(1, math.floor(size_hw[1] * factor))
+
+
+def _detectron2_hw(size_hw: tuple[int, int], shortest: float, longest: float) -> tuple[int, int]:
+    """The size by Detectron2's `ResizeShortestEdge`, whose order of operations decides the last pixel."""
+    factor = shortest / min(size_hw)
+    height, width = size_hw
+    edges = (shortest, factor * width) if height < width else (factor * height, shortest)
+    if max(edges) > longest:
+        factor = longest / max(edges)
+        edges = edges[0] * factor, edges[1] * factor
+    return max(1, int(edges[0] + 0.5)), max(1, int(edges[1] + 0.5))
 
 
 class Normalise(Settings):
