@@ -1,13 +1,13 @@
 """Reading checkpoint files without ever running what is in them.
 
 `.safetensors` holds tensors alone; `.pth` and `.pt` go through `torch.load(weights_only=True)`, which
-builds tensors and plain containers and refuses everything else. What comes out is one flat mapping
-of tensors, without wrappers, training state and prefixes.
+builds tensors and plain containers and refuses everything else; `.pkl`, Detectron2's model zoo, goes
+through `pickles`, which does the same. What comes out is one flat mapping of tensors, without
+wrappers, training state and prefixes.
 """
 
 from __future__ import annotations
 
-import pickletools
 import re
 import warnings
 import zipfile
@@ -23,8 +23,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sartorius_infer.errors import CheckpointError, first_line
+from sartorius_infer.pickles import NUMPY, as_tensor, holds_weights, is_pickle, read_pickle
 
-SUFFIXES = (".pth", ".pt", ".safetensors")
+SUFFIXES = (".pth", ".pt", ".safetensors", ".pkl")
 
 WRAPPERS = (
     *("model_state_dict", "state_dict", "model", "net", "network", "weights", "params", "module"),
@@ -32,27 +33,8 @@ WRAPPERS = (
 )
 """Keys under which training scripts keep the weights, in the order in which they are looked for."""
 
-
-class NumpyValue:
-    """What stands for a numpy scalar, array or dtype beside the weights: its bytes are read, never built.
-
-    Numpy's own constructors are not safe to lend: `ndarray(1, "O", bytes)` takes bytes for pointers.
-    """
-
-    def __init__(self, *parts: object) -> None:
-        """Take what the pickle would call numpy with."""
-
-    def __setstate__(self, state: object) -> None:
-        """Take what the pickle would fill an array with."""
-
-
-# Training scripts often save scores and step counters as numpy values. Before numpy 2 another module
-# built them; an array of no elements takes its bytes from bytes().
-_NUMPY_GLOBALS: list[Any] = [
-    *((NumpyValue, name) for name in ("numpy.dtype", "numpy.ndarray", "builtins.bytes")),
-    *((NumpyValue, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *((NumpyValue, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-]
+# Training scripts often save scores and step counters as numpy values, and some save weights as arrays.
+_NUMPY_GLOBALS: list[Any] = [(stand_in, name) for name, stand_in in NUMPY.items()]
 
 _PARTS = re.compile(r"^(|.*?\.)(backbone|rpn|proposal_generator|roi_heads)\.")
 
@@ -98,6 +80,8 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
+        if path.suffix.lower() == ".pkl" and not _by_torch(path):
+            return read_pickle(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_GLOBALS):
             warnings.simplefilter("ignore")  # torch warns of files that it then refuses
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -117,7 +101,7 @@ def _fault(path: Path, error: Exception) -> str:
     elif kind == "torch":
         kind = f"a damaged one ({type(error).__name__}: {first_line(error)[:200]})"
     if not kind.startswith(("a pickle", "a TorchScript")):
-        return f"expected a whole torch checkpoint, found {kind}"
+        return f"expected a whole {'pickle' if 'pickle' in kind else 'torch checkpoint'}, found {kind}"
     return (
         f"expected tensors alone, found {kind}, which is never loaded; if you trust the file, "
         f'convert it once where it was made: torch.save(model.state_dict(), "{path.stem}.pth")'
@@ -134,15 +118,16 @@ def _kind(path: Path) -> str:
         return "torch"
     if head[8:9] == b"{":
         return "safetensors under another suffix"
-    return "a pickle" if _is_pickle(path) else f"a file that begins with {head!r}"
+    if is_pickle(path):
+        return "a pickle"
+    return "a damaged pickle" if path.suffix.lower() == ".pkl" else f"a file that begins with {head!r}"
 
 
-def _is_pickle(path: Path) -> bool:
-    """Whether a file parses as a pickle; nothing in it is run."""
-    try:
-        return sum(1 for _ in pickletools.genops(path.read_bytes())) > 1
-    except (ValueError, OverflowError):
-        return False
+def _by_torch(path: Path) -> bool:
+    """Whether torch.save wrote a file, whatever its suffix."""
+    with path.open("rb") as file:
+        head = file.read(len(_OLDER_TORCH))
+    return head.startswith(b"PK") or head == _OLDER_TORCH
 
 
 def _zip_kind(path: Path) -> str:
@@ -162,20 +147,14 @@ def _unwrap(content: Any, path: Path, trail: str) -> tuple[dict[str, Tensor], st
         raise CheckpointError(f"{path}: expected a mapping of tensors, found {type(content).__name__}")
     for name in WRAPPERS:
         inner = content.get(name)
-        if isinstance(inner, Mapping) and _holds_tensors(inner):
+        if isinstance(inner, Mapping) and holds_weights(inner):
             return _unwrap(inner, path, f"{trail}.{name}".lstrip("."))
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    found = {str(key): as_tensor(value, path, str(key)) for key, value in content.items()}
+    tensors = {key: value for key, value in found.items() if value is not None}
     if not tensors:
         keys = ", ".join(repr(str(key)) for key in list(content)[:5]) or "nothing"
         raise CheckpointError(f"{path}: expected tensors, or one of {', '.join(WRAPPERS)}, found {keys}")
     return tensors, trail
-
-
-def _holds_tensors(content: Mapping[Any, Any]) -> bool:
-    return any(
-        isinstance(value, Tensor) or (isinstance(value, Mapping) and _holds_tensors(value))
-        for value in content.values()
-    )
 
 
 def _uncompiled(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ DESCRIPTION = """\
 Cell instance segmentation with an ensemble of Mask R-CNN checkpoints: images in, submission.csv out.
 
 The bare command predicts. Other jobs are subcommands, each with a --help of its own:
+  import   turn a training checkpoint, Detectron2's too, into safetensors and a manifest entry
   models   describe a manifest or checkpoints: what was inferred, what is assumed
   check    re-read a submission and list everything wrong with it
 """
@@ -145,6 +146,46 @@ def _models_parser() -> argparse.ArgumentParser:
     )
     _add_weights(parser)
     return parser
+
+
+def _import_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sartorius_infer import",
+        description="Turn a training checkpoint into a .safetensors file without optimizer and other "
+        "leftovers, and a manifest entry with everything that its config decides.",
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help="torchvision or Detectron2")
+    add(
+        "--config",
+        type=Path,
+        metavar="YAML",
+        help="of a Detectron2 checkpoint, dumped whole or short; default: <checkpoint's name>.yaml or "
+        "config.yaml beside it",
+    )
+    add(
+        "--classes",
+        type=_names,
+        metavar="A,B",
+        help="the network's own, in label order, without background (default for three: the competition's)",
+    )
+    add("--out", type=Path, required=True, metavar="DIR", help="for NAME.safetensors and the manifest")
+    add("--name", help="of the entry and its file (default: the checkpoint's)")
+    add(
+        "--manifest",
+        type=Path,
+        metavar="JSON",
+        help="add the entry to this one instead of writing weights_manifest.json in --out",
+    )
+    add("--half", action="store_true", help="store convolutions and matrices as float16")
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"expected names with commas between them, found {text!r}")
+    return names
 
 
 def _check_parser() -> argparse.ArgumentParser:
@@ -304,6 +345,27 @@ def _models(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _import(arguments: argparse.Namespace) -> int:
+    from sartorius_infer.describe import assumptions
+    from sartorius_infer.importing import import_checkpoint
+
+    done = import_checkpoint(
+        arguments.checkpoint,
+        arguments.out,
+        config=arguments.config,
+        classes=arguments.classes,
+        name=arguments.name,
+        manifest=arguments.manifest,
+        half=arguments.half,
+    )
+    if done.spec.detectron2 is None:
+        print(assumptions(done.spec), file=sys.stderr)
+    print(f"classes   {', '.join(done.spec.classes or ())}")
+    print(f"bytes     {done.bytes_before:,} -> {done.bytes_after:,}")
+    print(f"written   {done.weights}\n          {done.manifest}")
+    return OK
+
+
 def _check(arguments: argparse.Namespace) -> int:
     from sartorius_infer.images import find_images, image_size
     from sartorius_infer.submission import check_submission, read_sample_submission
@@ -322,6 +384,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 _COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace], int]]] = {
+    "import": (_import_parser, _import),
     "models": (_models_parser, _models),
     "check": (_check_parser, _check),
 }

@@ -15,6 +15,7 @@ from sartorius_infer.ensemble import find_weights, load_ensemble
 from sartorius_infer.manifest import ModelSpec, file_sha256
 from sartorius_infer.networks import architecture_of
 from sartorius_infer.networks.bodies import norm_eps
+from sartorius_infer.networks.detectron2_parts import Detectron2Parts
 from sartorius_infer.networks.parts import NetworkParts, flatten
 from sartorius_infer.networks.torchvision_keys import canonical_keys
 from sartorius_infer.networks.torchvision_rcnn import build_network, resolve_parts
@@ -45,6 +46,8 @@ def describe_weights(weights: Sequence[Path]) -> str:
 
 def assumptions(spec: ModelSpec) -> str:
     """One line of what a bare checkpoint does not tell and the kit assumes."""
+    if spec.detectron2 is not None:
+        return f"{spec.file}: Detectron2, {spec.provenance}; see `models --weights`"
     parts = NetworkParts()
     resize = spec.preprocessing.resize
     edges = f"{resize.shortest_edge}/{resize.longest_edge}" if resize else "none"
@@ -65,8 +68,11 @@ def _describe(path: Path, spec: ModelSpec, classes: str) -> str:
         f"  tensors       {_tensors(checkpoint.state)}",
         f"  found under   {checkpoint.wrapper or 'the top level'}, prefix {checkpoint.prefix or 'none'}",
         f"  classes       background, {classes}",
+        *([f"  provenance    {spec.provenance}"] if spec.provenance else []),
     ]
-    if architecture.build is build_network:
+    if spec.detectron2 is not None:
+        lines += _detectron2_lines(spec, spec.detectron2) + _preprocessing_lines(spec)
+    elif architecture.build is build_network:
         lines += _part_lines(spec, canonical_keys(checkpoint.state)) + _preprocessing_lines(spec)
     else:
         lines.append(f"  architecture  {architecture.name} (from a plugin)")
@@ -86,6 +92,18 @@ def _part_lines(spec: ModelSpec, state: Mapping[str, Tensor]) -> list[str]:
         fields = [f"    {name} = {_plain(values[name])}" for name in names]
         lines += [f"  {title}:", *fields] if fields else []
     return lines
+
+
+def _detectron2_lines(spec: ModelSpec, parts: Detectron2Parts) -> list[str]:
+    body, values = parts.body, flatten(parts.model_dump())
+    kind = "Cascade Mask R-CNN" if parts.box_head.cascade else "Mask R-CNN"
+    name = f"X{body.depth} {body.groups}x{body.width_per_group}d" if body.groups > 1 else f"R{body.depth}"
+    fields = [n for n, value in values.items() if value is not None and not _idle(n, values)]
+    return [
+        f"  architecture  Detectron2 {kind}, {name}-FPN of {parts.fpn.channels} channels",
+        "  settings:",
+        *(f"    {name} = {_plain(values[name])}" for name in fields),
+    ]
 
 
 def _preprocessing_lines(spec: ModelSpec) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,8 @@ from sartorius_infer.manifest import (
     verify_files,
 )
 from sartorius_infer.networks import Network, architecture_of
+from sartorius_infer.networks.detectron2_config import CONFIG_NAME, read_config
+from sartorius_infer.networks.detectron2_rcnn import ARCHITECTURE, foreground_classes, is_detectron2
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,18 +128,58 @@ def load_ensemble(
     if isinstance(found, Path):
         plan = load_manifest(found)
         verify_files(plan)
-        networks = [load_network(plan.path(s), s, device, precision) for s in plan.manifest.models]
+        networks = [
+            load_network(spec, read_checkpoint(plan.path(spec)).state, device, precision)
+            for spec in plan.manifest.models
+        ]
         return _assemble(plan.manifest, networks, device)
-    specs = bare_specs(found)
-    networks = [load_network(Path(s.file), s, device, precision) for s in specs]
+    specs, networks = [], []
+    for path, name in zip(found, _names(found), strict=True):
+        state = read_checkpoint(path).state
+        specs.append(bare_spec(path, name, state))
+        networks.append(load_network(specs[-1], state, device, precision))
     return _assemble(bare_manifest(specs, networks), networks, device)
 
 
-def bare_specs(files: Sequence[Path]) -> tuple[ModelSpec, ...]:
-    """Manifest entries for checkpoints that come without one, named by their files."""
+def _names(files: Sequence[Path]) -> list[str]:
+    """A name for each of some checkpoints: their files' names where those differ."""
     stems = [file.stem for file in files]
-    names = stems if len(set(stems)) == len(stems) else [str(file) for file in files]
-    return tuple(ModelSpec(name=n, file=str(f)) for n, f in zip(names, files, strict=True))
+    return stems if len(set(stems)) == len(stems) else [str(file) for file in files]
+
+
+def bare_spec(path: Path, name: str, state: Mapping[str, Tensor], config: Path | None = None) -> ModelSpec:
+    """The manifest entry of a checkpoint that comes without one.
+
+    A Detectron2 checkpoint takes its settings from `config`, by default `<its name>.yaml` or
+    `config.yaml` beside it. Raises CheckpointError where there is none, or where it cannot be honoured.
+    """
+    spec = ModelSpec(name=name, file=str(path))
+    if not is_detectron2(state):
+        if config is not None:
+            raise CheckpointError(
+                f"{path}: expected a Detectron2 checkpoint to go with {config}, found another"
+            )
+        return spec
+    beside = (path.with_suffix(".yaml"), path.with_name(CONFIG_NAME))
+    config = config or next((file for file in beside if file.is_file()), None)
+    if config is None:
+        raise CheckpointError(
+            f"{path}: a Detectron2 checkpoint: expected {CONFIG_NAME} beside it, found none; Detectron2 "
+            "writes one where it trains, and cfg.dump() gives its text"
+        )
+    said, count = read_config(config), foreground_classes(state, str(path))
+    if said.class_count not in (None, count):
+        raise CheckpointError(
+            f"{config}: MODEL.ROI_HEADS.NUM_CLASSES: expected {count}, as {path.name} has, found "
+            f"{said.class_count}"
+        )
+    update = {
+        "architecture": ARCHITECTURE,
+        "preprocessing": said.preprocessing,
+        "detectron2": said.parts,
+        "provenance": said.source,
+    }
+    return spec.model_copy(update=update)
 
 
 def bare_manifest(specs: Sequence[ModelSpec], networks: Sequence[Network]) -> Manifest:
@@ -153,12 +195,13 @@ def bare_manifest(specs: Sequence[ModelSpec], networks: Sequence[Network]) -> Ma
     return Manifest(version=1, classes=classes, models=tuple(specs), rules=default_rules(classes))
 
 
-def load_network(path: Path, spec: ModelSpec, device: torch.device, precision: torch.dtype) -> Network:
-    """The network of one entry, on `device`."""
-    checkpoint = read_checkpoint(path)
-    architecture = architecture_of(spec.architecture, checkpoint.state, spec.file)
+def load_network(
+    spec: ModelSpec, state: dict[str, Tensor], device: torch.device, precision: torch.dtype
+) -> Network:
+    """The network of one entry with its checkpoint's tensors, on `device`."""
+    architecture = architecture_of(spec.architecture, state, spec.file)
     try:
-        moved: Network = architecture.build(spec, checkpoint.state, precision).to(device)  # type: ignore[attr-defined]
+        moved: Network = architecture.build(spec, state, precision).to(device)  # type: ignore[attr-defined]
     except SartoriusError:
         raise
     except Exception as error:  # a plugin may fail in any way

@@ -225,6 +225,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def bytes_sha256(content: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
 COMPETITION_CLASSES = ("shsy5y", "astro", "cort")
 
 # Score thresholds that won with a single ResNet-50, and the 1st percentile of true areas, per class.

@@ -149,6 +149,11 @@ class _Keys(BaseModel):
     mask_agnostic: bool = Field(False, alias="MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK")
 
 
+# Keys that not every version of Detectron2 has.
+_SELDOM = {
+    *("MODEL.RESNETS.RADIX", "MODEL.ANCHOR_GENERATOR.OFFSET", "MODEL.RPN.CONV_DIMS"),
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE",
+}
 _READ = {str(field.alias) for field in _Keys.model_fields.values()}
 
 # What Detectron2's configs/Base-RCNN-FPN.yaml, on which all its FPN networks stand, says at test time.
@@ -220,12 +225,15 @@ _KEYS_OF = {
 
 @dataclass(frozen=True)
 class Detectron2Config:
-    """What a config decides; `class_count` is None where it does not say, `base` names what filled gaps."""
+    """What a config decides; `class_count` is None where it does not say.
+
+    `source` tells in words where the settings are from.
+    """
 
     parts: Detectron2Parts
     preprocessing: Preprocessing
     class_count: int | None
-    base: str
+    source: str
 
 
 def read_config(path: Path) -> Detectron2Config:
@@ -242,9 +250,11 @@ def read_config(path: Path) -> Detectron2Config:
     except ValidationError as error:
         where, _, reason = error.errors()[0]["msg"].removeprefix("Value error, ").partition(": ")
         raise CheckpointError(f"{path}: {_KEYS_OF.get(where, where)}: {reason}") from None
-    return Detectron2Config(
-        parts, _preprocessing(keys), keys.classes, "get_cfg()" if alone else "Base-RCNN-FPN.yaml"
-    )
+    source = f"settings of {path.name}"
+    if gaps := len(_READ - said.keys() - _SELDOM):
+        base = "get_cfg()" if alone else "Base-RCNN-FPN.yaml"
+        source += f" and, for {gaps} keys that it leaves out, of Detectron2's {base}"
+    return Detectron2Config(parts, _preprocessing(keys), keys.classes, source)
 
 
 def _dotted_keys(path: Path) -> dict[str, Any]:

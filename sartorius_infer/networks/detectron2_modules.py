@@ -23,6 +23,7 @@ from sartorius_infer.networks.detectron2_parts import (
 )
 from sartorius_infer.networks.parts import Norm
 
+
 def _norm_layer(norm: Norm, channels: int) -> nn.Module | None:
     """The layer that `norm` describes; frozen and batch norm are the same once nothing is trained."""
     if norm.kind == "none":

@@ -51,7 +51,13 @@ class Detectron2Anchors(Settings):
     `offset` moves the first anchor's centre from the corner, in strides.
     """
 
-    sizes: Annotated[tuple[Sizes, ...], Field(min_length=1)] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
+    sizes: Annotated[tuple[Sizes, ...], Field(min_length=1)] = (
+        (32.0,),
+        (64.0,),
+        (128.0,),
+        (256.0,),
+        (512.0,),
+    )
     aspect_ratios: Annotated[tuple[Sizes, ...], Field(min_length=1)] = ((0.5, 1.0, 2.0),)
     offset: Annotated[float, Field(ge=0, lt=1)] = 0.0
 

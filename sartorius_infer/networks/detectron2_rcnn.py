@@ -83,8 +83,7 @@ class Detectron2Network(nn.Module):
         with self._autocast(maps[0].device):
             logits, deltas = self.model.proposal_generator.rpn_head(maps)
         best = [
-            self._best(level, *found)
-            for level, found in enumerate(zip(maps, logits, deltas, strict=True))
+            self._best(level, *found) for level, found in enumerate(zip(maps, logits, deltas, strict=True))
         ]
         boxes, scores = (torch.cat(parts, dim=1) for parts in zip(*best, strict=True))  # (B, P, 4), (B, P)
         counts = [level_scores.shape[1] for _, level_scores in best]
