@@ -207,7 +207,7 @@ _IGNORED_SECTIONS = (
     *("MODEL.RETINANET.", "MODEL.SEM_SEG_HEAD.", "MODEL.PANOPTIC_FPN.", "MODEL.ROI_KEYPOINT_HEAD."),
     *("TEST.AUG.", "TEST.PRECISE_BN."),
 )
-_OFF = (None, False, "", [], 0)
+_OFF: tuple[Any, ...] = (None, False, "", [], 0)
 
 # The keys behind what `Detectron2Parts` finds to contradict each other.
 _KEYS_OF = {
@@ -276,9 +276,11 @@ class _Loader(yaml.SafeLoader):
     """YAML without objects, but for the tuples that some dumps hold."""
 
 
-_Loader.add_constructor(
-    "tag:yaml.org,2002:python/tuple", lambda loader, node: loader.construct_sequence(node, deep=True)
-)
+def _tuple(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> list[Any]:
+    return loader.construct_sequence(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
 
 
 def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class Detectron2Rpn(Settings):
 
 
 class Detectron2Pool(Settings):
-    """RoIAlign; `sampling_ratio` 0 adapts to the RoI's size, `aligned` shifts by half a pixel (ROIAlignV2)."""
+    """RoIAlign; `sampling_ratio` 0 adapts to the RoI, `aligned` shifts by half a pixel (ROIAlignV2)."""
 
     size: Count
     sampling_ratio: Annotated[int, Field(ge=0)] = 0

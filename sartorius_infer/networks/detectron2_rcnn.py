@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -121,7 +122,8 @@ class Detectron2Network(nn.Module):
     def detect(self, features: Features, proposals: list[Tensor]) -> list[Detections]:
         """Every stage's box head, softmax, per-class NMS and top-k; boxes scaled back to the image."""
         head, counts = self.parts.box_head, [len(p) for p in proposals]
-        every, scores = list(proposals), []
+        every = list(proposals)
+        scores: list[Tensor] = []
         for (box_head, predictor), weights in zip(
             self.model.roi_heads.stages(), head.box_weights, strict=True
         ):
@@ -132,9 +134,9 @@ class Detectron2Network(nn.Module):
                 logits, deltas = predictor(box_head(rois))
             logits = logits.float()
             scores.append(logits.sigmoid() if head.scores == "sigmoid" else logits.softmax(dim=-1))
-            every = list(apply_deltas(deltas.float(), torch.cat(every), weights).split(counts))
-        mean = (sum(scores[1:], scores[0]) * (1.0 / len(scores))).split(counts)
-        sizes = zip(every, mean, features.input_hws, features.image_hws, strict=True)
+            every = list(apply_deltas(deltas.float(), torch.cat(every), weights).split_with_sizes(counts))
+        mean: Tensor = reduce(torch.add, scores) * (1.0 / len(scores))
+        sizes = zip(every, mean.split_with_sizes(counts), features.input_hws, features.image_hws, strict=True)
         return [self._detections(*found) for found in sizes]
 
     def _detections(self, boxes: Tensor, scores: Tensor, input_hw: Size, image_hw: Size) -> Detections:
