@@ -143,16 +143,18 @@ def _zip_kind(path: Path) -> str:
 
 def _unwrap(content: Any, path: Path, trail: str) -> tuple[dict[str, Tensor], str]:
     """The innermost mapping of tensors along the known wrappers, and the way to it."""
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a mapping of tensors, found {type(content).__name__}")
+    plain = dict(dict.items(content))  # a pickle may set an OrderedDict's attributes, its methods too
     for name in WRAPPERS:
-        inner = content.get(name)
-        if isinstance(inner, Mapping) and holds_weights(inner):
+        inner = plain.get(name)
+        if isinstance(inner, dict) and holds_weights(inner):
             return _unwrap(inner, path, f"{trail}.{name}".lstrip("."))
-    found = {str(key): as_tensor(value, path, str(key)) for key, value in content.items()}
+    found = {key: as_tensor(value, path, key) for key, value in plain.items() if isinstance(key, str)}
     tensors = {key: value for key, value in found.items() if value is not None}
     if not tensors:
-        keys = ", ".join(repr(str(key)) for key in list(content)[:5]) or "nothing"
+        some = [repr(key)[:60] if isinstance(key, str) else type(key).__name__ for key in list(plain)[:5]]
+        keys = ", ".join(some) or "nothing"
         raise CheckpointError(f"{path}: expected tensors, or one of {', '.join(WRAPPERS)}, found {keys}")
     return tensors, trail
 

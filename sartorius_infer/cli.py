@@ -10,31 +10,11 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sartorius_infer.errors import ImageError, SartoriusError
-
-if TYPE_CHECKING:
-    from sartorius_infer.ensemble import Ensemble
-    from sartorius_infer.pipeline import Summary
-
-OK, BAD_INPUT, USAGE, SOME_FAILED = 0, 1, 2, 3
-
-DESCRIPTION = """\
-Cell instance segmentation with an ensemble of Mask R-CNN checkpoints: images in, submission.csv out.
-
-The bare command predicts. Other jobs are subcommands, each with a --help of its own:
-  import   turn a training checkpoint, Detectron2's too, into safetensors and a manifest entry
-  models   describe a manifest or checkpoints: what was inferred, what is assumed
-  check    re-read a submission and list everything wrong with it
-"""
-
-EXIT_CODES = (
-    "exit codes: 0 all well, 1 bad input, 2 usage, 3 finished but some images failed and were left blank"
-)
+from sartorius_infer.cli_predict import BAD_INPUT, OK, add_weights, load_plugins, predict, predict_parser
+from sartorius_infer.errors import SartoriusError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.captureWarnings(True)
     name = words[0] if words and words[0] in _COMMANDS else None
-    parser, command = _COMMANDS[name] if name else (_predict_parser, _predict)
+    parser, command = _COMMANDS[name] if name else (predict_parser, predict)
     arguments = parser().parse_args(words[1:] if name else words)
     try:
         return command(arguments)
@@ -59,92 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _predict_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m sartorius_infer",
-        description=DESCRIPTION,
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_weights(parser)
-    _add_files(parser)
-    _add_ensemble_options(parser)
-    _add_run_options(parser)
-    return parser
-
-
-def _add_files(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--images",
-        nargs="+",
-        type=Path,
-        metavar="PATH",
-        help="folder or files (PNG, TIFF, JPEG, BMP); default: the competition's, in /kaggle/input",
-    )
-    add("--out", type=Path, default=Path("submission.csv"), metavar="FILE", help="default: %(default)s")
-    add("--format", choices=("kaggle", "coco"), default="kaggle", help="of --out (default: %(default)s)")
-    add("--sample-submission", type=Path, metavar="CSV", help="fixes the set and order of ids")
-
-
-def _add_ensemble_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--views",
-        metavar="V,V",
-        help="test-time views instead of the manifest's: identity, hflip, vflip, "
-        "rot90, rot180, rot270, transpose, transverse, scale:F, or both as in hflip+scale:1.25",
-    )
-    add(
-        "--edge",
-        choices=("rule", "keep", "drop"),
-        help="cells on the image border, instead of the manifest's rule",
-    )
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    add(
-        "--precision",
-        choices=("auto", "fp32", "fp16", "bf16"),
-        default="auto",
-        help="of the networks; auto is fp16 on a GPU, fp32 on the CPU",
-    )
-
-
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--batch-size",
-        type=_count,
-        metavar="N",
-        help="images at once (default: 4 on a GPU, 1 on the CPU)",
-    )
-    add(
-        "--workers",
-        type=_count,
-        default=max(1, min(4, os.cpu_count() or 1)),
-        metavar="N",
-        help="threads that read images and paste masks (default: %(default)s)",
-    )
-    add(
-        "--on-error",
-        choices=("blank", "stop"),
-        default="blank",
-        help="a failing image becomes a blank row, or ends the run (default: %(default)s)",
-    )
-    add(
-        "--save-predictions",
-        type=Path,
-        metavar="DIR",
-        help="keep what the rules start from, <id>.npz per image",
-    )
-    add("--overlays", type=Path, metavar="DIR", help="write <id>.png per image with every cell outlined")
-
-
 def _models_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sartorius_infer models",
         description="Describe a manifest or checkpoints: what was inferred, what is assumed, size, checksum.",
     )
-    _add_weights(parser)
+    add_weights(parser)
     return parser
 
 
@@ -201,146 +101,10 @@ def _check_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_weights(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--weights",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="W",
-        help="manifest, checkpoints (.pth, .pt, .safetensors) or a folder; default: the one that is included",
-    )
-    parser.add_argument(
-        "--plugin",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE.py",
-        help="run this Python file first; it may register networks of your own",
-    )
-
-
-def _load_plugins(arguments: argparse.Namespace) -> None:
-    from sartorius_infer.plugins import load_plugin
-
-    for plugin in arguments.plugin:
-        load_plugin(plugin)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found {text!r}")
-    return int(text)
-
-
-def _predict(arguments: argparse.Namespace) -> int:
-    """The main job. Torch is imported only once the images are known to be there."""
-    from sartorius_infer.images import find_images
-    from sartorius_infer.submission import open_writer, read_sample_submission
-
-    images, sample = _inputs(arguments)
-    files = find_images(images)
-    sample_ids = read_sample_submission(sample) if sample else None
-    from sartorius_infer import pipeline
-
-    jobs, ignored = pipeline.plan_jobs(files, sample_ids)
-    for folder in (arguments.out.parent, arguments.save_predictions, arguments.overlays):
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-    with open_writer(arguments.out, arguments.format) as writer:
-        ensemble = _ensemble(arguments)
-        options = pipeline.Options(
-            arguments.batch_size or (4 if ensemble.device.type == "cuda" else 1),
-            arguments.workers,
-            arguments.on_error,
-            arguments.save_predictions,
-            arguments.overlays,
-        )
-        with _progress(len(jobs)) as advance:
-            summary = pipeline.run(ensemble, jobs, writer, options, advance)
-    _report(summary, ignored, ensemble.classes, arguments)
-    return SOME_FAILED if summary.failed else OK
-
-
-def _inputs(arguments: argparse.Namespace) -> tuple[list[Path], Path | None]:
-    """Image sources and the sample submission: as asked for, else the mounted competition's."""
-    from sartorius_infer.images import find_competition
-
-    if arguments.images:
-        return arguments.images, arguments.sample_submission
-    found = find_competition()
-    if found is None:
-        raise ImageError(
-            "expected --images FOLDER, or a competition under /kaggle/input (sample_submission.csv beside "
-            "test/), found neither"
-        )
-    return [found[0]], arguments.sample_submission or found[1]
-
-
-def _ensemble(arguments: argparse.Namespace) -> Ensemble:
-    """The networks on their device, with the command line's views and edge rule in place."""
-    from sartorius_infer.describe import assumptions
-    from sartorius_infer.device import resolve_device, resolve_precision
-    from sartorius_infer.ensemble import find_weights, load_ensemble
-    from sartorius_infer.views import parse_view
-
-    _load_plugins(arguments)
-    views = [view.strip() for view in arguments.views.split(",")] if arguments.views else None
-    for view in views or ():
-        parse_view(view)
-    device = resolve_device(arguments.device)
-    ensemble = load_ensemble(arguments.weights, device, resolve_precision(arguments.precision, device))
-    if not isinstance(find_weights(arguments.weights), Path):
-        for spec in ensemble.manifest.models:
-            print(assumptions(spec), file=sys.stderr)
-    return ensemble.with_overrides(views=views, edge=arguments.edge)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar with images/s and time left on stderr; seldom redrawn where stderr is a file."""
-    from tqdm import tqdm
-
-    interval = 0.1 if sys.stderr.isatty() else 30.0
-    line = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
-    with tqdm(total=total, unit=" images", mininterval=interval, dynamic_ncols=True, bar_format=line) as bar:
-
-        def advance(image_id: str) -> None:
-            bar.set_postfix_str(image_id, refresh=False)
-            bar.update()
-
-        yield advance
-
-
-def _report(
-    summary: Summary, ignored: Sequence[str], classes: Sequence[str], arguments: argparse.Namespace
-) -> None:
-    """What happened, on stdout: counts, seconds, and every image that needs a look."""
-    rate = summary.images / summary.seconds if summary.seconds else 0.0
-    cells = ", ".join(f"{name} {summary.cells[name]}" for name in classes)
-    print(f"images    {summary.images} in {summary.seconds:.1f} s ({rate:.2f} images/s)")
-    print(f"cells     {summary.cells.total()} ({cells})")
-    _print_list("no cells", [f"  {name}" for name in summary.blank])
-    _print_list("failed", [f"  {name}: {reason}" for name, reason in summary.failed.items()])
-    _print_list("ignored", [f"  {name}: not in the sample submission" for name in ignored])
-    print(f"written   {arguments.out}")
-    for what in ("overlays", "save_predictions"):
-        if folder := getattr(arguments, what):
-            print(f"          {folder}{os.sep}")
-
-
-def _print_list(title: str, lines: Sequence[str], most: int = 20) -> None:
-    if lines:
-        print(f"{title:9} {len(lines)}")
-        print("\n".join(lines[:most]))
-    if len(lines) > most:
-        print(f"  and {len(lines) - most} more")
-
-
 def _models(arguments: argparse.Namespace) -> int:
     from sartorius_infer.describe import describe_weights
 
-    _load_plugins(arguments)
+    load_plugins(arguments)
     print(describe_weights(arguments.weights))
     return OK
 

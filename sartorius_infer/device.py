@@ -15,8 +15,10 @@ log = logging.getLogger(__name__)
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, process: int | None = None) -> torch.device:
     """The device called `name`: auto, cpu, cuda or cuda:N.
+
+    The `process`-th of several on one machine takes a GPU of its own where the name leaves it open.
 
     A GPU is used only after a convolution has run on it: a driver may list a card for which this
     build of torch has no kernels. Such a card is left for the CPU with a warning. Raises DeviceError
@@ -24,6 +26,8 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and process is not None and torch.cuda.is_available():
+        name = f"cuda:{process % torch.cuda.device_count()}"
     if name == "cpu":
         return torch.device("cpu")
     # Not torch.device(name): it takes cuda:256 for cuda:0.

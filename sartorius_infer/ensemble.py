@@ -17,8 +17,10 @@ from sartorius_infer.manifest import (
     MANIFEST_NAME,
     Manifest,
     ModelSpec,
+    bytes_sha256,
     default_classes,
     default_rules,
+    file_sha256,
     load_manifest,
     verify_files,
 )
@@ -107,6 +109,20 @@ def find_weights(weights: Sequence[Path]) -> Path | tuple[Path, ...]:
     return manifests[0] if manifests else tuple(files)
 
 
+def weights_sha256(weights: Sequence[Path]) -> str:
+    """One hash of everything that `--weights` means: entries of a manifest, configs, and every file."""
+    found = find_weights(weights)
+    texts = []
+    if isinstance(found, Path):
+        plan = load_manifest(found)
+        for spec in plan.manifest.models:
+            texts += [spec.model_dump_json(), spec.sha256 or file_sha256(plan.path(spec))]
+    else:
+        for path in found:
+            texts += [file_sha256(file) for file in (path, config_beside(path)) if file is not None]
+    return bytes_sha256("\n".join(texts).encode())
+
+
 def _in_folder(folder: Path) -> list[Path]:
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:
@@ -160,8 +176,7 @@ def bare_spec(path: Path, name: str, state: Mapping[str, Tensor], config: Path |
                 f"{path}: expected a Detectron2 checkpoint to go with {config}, found another"
             )
         return spec
-    beside = (path.with_suffix(".yaml"), path.with_name(CONFIG_NAME))
-    config = config or next((file for file in beside if file.is_file()), None)
+    config = config or config_beside(path)
     if config is None:
         raise CheckpointError(
             f"{path}: a Detectron2 checkpoint: expected {CONFIG_NAME} beside it, found none; Detectron2 "
@@ -180,6 +195,12 @@ def bare_spec(path: Path, name: str, state: Mapping[str, Tensor], config: Path |
         "provenance": said.source,
     }
     return spec.model_copy(update=update)
+
+
+def config_beside(path: Path) -> Path | None:
+    """The config that lies beside a checkpoint: `<its name>.yaml`, else `config.yaml`."""
+    beside = (path.with_suffix(".yaml"), path.with_name(CONFIG_NAME))
+    return next((file for file in beside if file.is_file()), None)
 
 
 def bare_manifest(specs: Sequence[ModelSpec], networks: Sequence[Network]) -> Manifest:

@@ -38,3 +38,7 @@ class SubmissionError(SartoriusError):
 
 class DeviceError(SartoriusError):
     """A device that was asked for and is not there."""
+
+
+class JournalError(SartoriusError):
+    """A journal that belongs to another run."""

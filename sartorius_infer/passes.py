@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ from sartorius_infer.views import View, parse_view
 Select = Callable[[Float32, Int64], Bool]
 """(scores (N,), labels (N,)) -> which boxes are worth a mask, bool (N,)."""
 
+OnLook = Callable[[str, str, float], None]
+"""Told a network's name, a view and the seconds that it took to find boxes there."""
+
 FEATURE_BYTES = 2 << 30
 """Feature maps kept between the passes; beyond it the body runs a second time, memory before speed."""
 
@@ -31,6 +35,7 @@ class _Look:
     """One member in one view; its vote is relative to the greatest weight, so that float32 can hold it."""
 
     member: Member
+    name: str
     view: View
     vote: float
 
@@ -62,6 +67,7 @@ def predict(
     select: Select | None = None,
     roi_chunk: int | None = None,
     feature_bytes: int = FEATURE_BYTES,
+    on_look: OnLook | None = None,
 ) -> list[Prediction]:
     """What the ensemble sees in images of one size, in their order.
 
@@ -74,12 +80,20 @@ def predict(
     if not images:
         return []
     tensors = [image_tensor(image).to(ensemble.device) for image in images]
-    views = [parse_view(name) for name in ensemble.manifest.views]
     top = max(member.weight for member in ensemble.members)
-    looks = [_Look(member, view, member.weight / top) for member in ensemble.members for view in views]
+    looks = [
+        _Look(member, name, parse_view(name), member.weight / top)
+        for member in ensemble.members
+        for name in ensemble.manifest.views
+    ]
     store = _FeatureStore(tensors, feature_bytes)
     hws = [image.size_hw for image in images]
-    boxes = [_look_for_boxes(look, store.get(i, look), hws) for i, look in enumerate(looks)]
+    boxes = []
+    for i, look in enumerate(looks):
+        start = time.perf_counter()
+        boxes.append(_look_for_boxes(look, store.get(i, look), hws))
+        if on_look is not None:
+            on_look(look.member.name, look.name, time.perf_counter() - start)
     fused = []
     for row, size_hw in enumerate(hws):
         members = [look_boxes[row] for look_boxes in boxes]

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import pickle
 import pickletools
-from collections import OrderedDict
-from collections.abc import Mapping
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -74,7 +72,7 @@ class NumpyArray(NumpyValue):
             return None
         shape, dtype, fortran, raw = self.state
         kind = dtype.numpy() if isinstance(dtype, NumpyDtype) else None
-        if kind is None or not isinstance(shape, tuple) or not all(isinstance(n, int) for n in shape):
+        if kind is None or not isinstance(shape, tuple) or not all(type(n) is int for n in shape):
             return None
         if isinstance(raw, str):  # Python 2 had no bytes
             raw = raw.encode("latin1")
@@ -91,6 +89,13 @@ class NumpyBuffer(NumpyArray):
     def __init__(self, *parts: object) -> None:
         raw, dtype, shape, order = parts if len(parts) == 4 else (b"", None, None, None)
         self.state = (shape, dtype, order == "F", raw)
+
+
+class _Ordered(dict[Any, Any]):
+    """What stands for an OrderedDict, whose attributes, its methods too, a pickle could set."""
+
+    def __setstate__(self, state: object) -> None:
+        """Drop the version numbers that a module's state carries."""
 
 
 class _Encoded:
@@ -135,11 +140,11 @@ NUMPY: dict[str, type] = {
 }
 """Names in a pickle and what stands for them; before numpy 2 another module built its values."""
 
-# Classes only, each with a __setstate__ of its own or of C: a pickle can neither call nor change more.
+# Classes only, each with a __setstate__ of its own: a pickle can neither call nor change more.
 _LENT: dict[str, type] = NUMPY | {
     "__builtin__.bytes": NumpyValue,
     "_codecs.encode": _Encoded,
-    "collections.OrderedDict": OrderedDict,
+    "collections.OrderedDict": _Ordered,
     "torch._utils._rebuild_tensor_v2": _Tensor,
     "torch.storage._load_from_bytes": _Storage,
 }
@@ -162,6 +167,8 @@ def read_pickle(path: Path) -> Any:
         # The unpickler makes room for as many memories as the greatest index says.
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(index or 0) > count:
             raise pickle.UnpicklingError(f"memory {index} after {count} steps")
+        if opcode.name in ("EXT1", "EXT2", "EXT4"):  # by number, perhaps past find_class
+            raise pickle.UnpicklingError(f"GLOBAL {opcode.name} {index}")
     return _Unpickler(BytesIO(content), encoding="latin1").load()
 
 
@@ -183,9 +190,15 @@ def is_pickle(path: Path) -> bool:
         return False
 
 
-def holds_weights(content: Mapping[Any, Any]) -> bool:
-    """Whether a tensor or an array stands anywhere in a mapping of mappings."""
-    return any(
-        isinstance(value, (Tensor, NumpyArray)) or (isinstance(value, Mapping) and holds_weights(value))
-        for value in content.values()
-    )
+def holds_weights(content: dict[Any, Any]) -> bool:
+    """Whether a tensor or an array stands anywhere in a mapping of mappings, each looked at once."""
+    ahead, seen = [content], set()
+    while ahead:
+        here = ahead.pop()
+        seen.add(id(here))
+        for value in dict.values(here):
+            if isinstance(value, (Tensor, NumpyArray)):
+                return True
+            if isinstance(value, dict) and id(value) not in seen:
+                ahead.append(value)
+    return False

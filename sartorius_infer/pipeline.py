@@ -8,25 +8,27 @@ order of the jobs.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
 
+from sartorius_infer.budget import Budget
 from sartorius_infer.ensemble import Ensemble
 from sartorius_infer.errors import ImageError, PredictionError, SartoriusError, first_line
 from sartorius_infer.images import ImageFile, read_image
 from sartorius_infer.instances import build_instances, select
+from sartorius_infer.journal import Result
 from sartorius_infer.passes import predict
 from sartorius_infer.predictions import save_prediction
 from sartorius_infer.render import save_overlay
 from sartorius_infer.submission import ResultWriter
-from sartorius_infer.types import Bool, CellImage, Float32, Instances, Int64, Prediction
+from sartorius_infer.types import Bool, CellImage, Float32, Int64, Prediction
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,15 @@ class Summary:
     failed: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
+    def add(self, result: Result) -> None:
+        """Count one image."""
+        self.images += 1
+        self.cells.update(result.cells)
+        if result.error:
+            self.failed[result.id] = result.error
+        elif not result.cells:
+            self.blank.append(result.id)
+
 
 def plan_jobs(files: Sequence[ImageFile], sample_ids: Sequence[str] | None) -> tuple[list[Job], list[str]]:
     """Jobs in output order, and the ids of images that the sample submission leaves out."""
@@ -80,45 +91,82 @@ def plan_jobs(files: Sequence[ImageFile], sample_ids: Sequence[str] | None) -> t
     return [Job(i, by_id.get(i)) for i in sample_ids], [f.id for f in files if f.id not in wanted]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive jobs that enter the networks together; `number` counts from the start of the list.
+
+    Batches are made from the list alone, so that neither what a journal has finished nor how many
+    processes share the work changes which images go together, and with it a number.
+    """
+
+    number: int
+    jobs: tuple[Job, ...]
+
+
+def plan_batches(jobs: Sequence[Job], size: int) -> list[Batch]:
+    """The jobs in batches of `size`, the last one shorter."""
+    return [Batch(i, tuple(jobs[start : start + size])) for i, start in enumerate(range(0, len(jobs), size))]
+
+
 def run(
     ensemble: Ensemble,
-    jobs: Sequence[Job],
-    writer: ResultWriter,
+    batches: Sequence[Batch],
+    encode: ResultWriter,
     options: Options,
+    budget: Budget | None = None,
     on_image: Callable[[str], None] = lambda image_id: None,
-) -> Summary:
-    """Predict every job and write it; `on_image` is told each finished id.
+) -> Iterator[tuple[int, list[Result]]]:
+    """Predict every batch; yields its number and its images' results, in the order of the batches.
 
-    Raises the image's SartoriusError with `on_error="stop"`, and SubmissionError where the result
-    cannot be written.
+    `encode` makes the text of an image; nothing is written to it. `on_image` is told each finished
+    id. Raises the image's SartoriusError with `on_error="stop"`.
     """
-    summary = Summary()
-    start = time.perf_counter()
     # The pools end by themselves when the run does; a failure must not wait for queued pictures.
     readers, finishers = ThreadPoolExecutor(options.workers), ThreadPoolExecutor(options.workers)
+    depth = options.batch_size + options.workers
     try:
-        decoded = _ahead(readers, _decode, jobs, options.batch_size + options.workers)
-        seen = _predicted(_Runner(ensemble, options), _batches(decoded, options.batch_size))
-        finish = _Finisher(ensemble, options)
-        for outcome in _ahead(finishers, finish, seen, options.batch_size + options.workers):
-            _record(outcome, writer, ensemble.classes, options, summary)
-            on_image(outcome.id)
+        tasks = ((batch.number, job) for batch in batches for job in batch.jobs)
+        decoded = _ahead(readers, _decode, tasks, depth)
+        runner = _Runner(ensemble, options, budget, sum(len(batch.jobs) for batch in batches))
+        finish = _Finisher(ensemble, options, encode)
+        outcomes = _ahead(finishers, finish, _predicted(runner, _groups(decoded)), depth)
+        for batch in batches:
+            results = []
+            for outcome in islice(outcomes, len(batch.jobs)):
+                if outcome.error is not None and options.on_error == "stop":
+                    raise outcome.error
+                results.append(outcome.result)
+                on_image(outcome.result.id)
+            yield batch.number, results
     finally:
         readers.shutdown(wait=False, cancel_futures=True)
         finishers.shutdown(wait=True, cancel_futures=True)
-    summary.seconds = time.perf_counter() - start
-    return summary
+
+
+def write(results: Iterable[Result], writer: ResultWriter, summary: Summary) -> None:
+    """Write results in their order and count them; raises SubmissionError where that fails."""
+    for result in results:
+        writer.write(result.pieces)
+        summary.add(result)
 
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """A job on its way: what it has become so far, or why it failed."""
+    """A job of a batch on its way to a result: what it has become so far, or why it failed."""
 
+    batch: int
     id: str
     image: CellImage | None = None
     prediction: Prediction | None = None
-    instances: Instances | None = None
     error: SartoriusError | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """A result, and the error behind it."""
+
+    result: Result
+    error: SartoriusError | None
 
 
 A = TypeVar("A")
@@ -136,50 +184,41 @@ def _ahead(pool: ThreadPoolExecutor, step: Callable[[A], B], items: Iterable[A],
         yield waiting.popleft().result()
 
 
-def _decode(job: Job) -> _Work:
+def _decode(task: tuple[int, Job]) -> _Work:
+    batch, job = task
     if job.file is None:
-        return _Work(job.id, error=ImageError(f"{job.id}: expected an image of this id, found none"))
+        return _Work(batch, job.id, error=ImageError(f"{job.id}: expected an image of this id, found none"))
     try:
-        return _Work(job.id, image=read_image(job.file))
+        return _Work(batch, job.id, image=read_image(job.file))
     except SartoriusError as error:
-        return _Work(job.id, error=error)
+        return _Work(batch, job.id, error=error)
 
 
-def _batches(works: Iterable[_Work], size: int) -> Iterator[list[_Work]]:
-    """Neighbours of one image size, at most `size` of them; one that failed is a batch of its own."""
-    batch: list[_Work] = []
-    for work in works:
-        full = len(batch) == size
-        if batch and (full or work.image is None or batch[0].image is None or not _same_size(batch[0], work)):
-            yield batch
-            batch = []
-        batch.append(work)
-    if batch:
-        yield batch
+def _groups(works: Iterable[_Work]) -> Iterator[list[_Work]]:
+    """Neighbours of one batch and one image size; one that failed is a group of its own."""
+    for _, group in groupby(works, key=lambda work: (work.batch, work.image and work.image.size_hw)):
+        yield list(group)
 
 
-def _same_size(a: _Work, b: _Work) -> bool:
-    return a.image is not None and b.image is not None and a.image.size_hw == b.image.size_hw
-
-
-def _predicted(runner: _Runner, batches: Iterable[list[_Work]]) -> Iterator[_Work]:
-    for batch in batches:
-        images = [work.image for work in batch if work.image is not None]
-        if not images:
-            yield from batch
-            continue
-        for work, outcome in zip(batch, runner(images), strict=True):
+def _predicted(runner: _Runner, groups: Iterable[list[_Work]]) -> Iterator[_Work]:
+    for group in groups:
+        images = [work.image for work in group if work.image is not None]
+        outcomes = runner(images) if images else [None] * len(group)
+        runner.count(len(group))
+        for work, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Prediction):
-                yield _Work(work.id, work.image, outcome)
+                yield replace(work, prediction=outcome)
             else:
-                yield _Work(work.id, work.image, error=outcome)
+                yield replace(work, error=outcome or work.error)
 
 
 class _Runner:
     """Runs batches, and adapts to the memory there is: smaller batches, then RoIs in chunks."""
 
-    def __init__(self, ensemble: Ensemble, options: Options) -> None:
+    def __init__(self, ensemble: Ensemble, options: Options, budget: Budget | None, images: int) -> None:
         self.ensemble = ensemble
+        self.budget = budget
+        self.remaining = images
         self.batch_size = options.batch_size
         self.roi_chunk: int | None = None
         rules, classes = ensemble.manifest.rules, ensemble.classes
@@ -191,19 +230,38 @@ class _Runner:
 
     def __call__(self, images: Sequence[CellImage]) -> list[Prediction | SartoriusError]:
         """Each image's prediction, or why there is none."""
+        if self.budget is not None:
+            lighter = self.budget.choose(self.ensemble, self.remaining)
+            if lighter is None:
+                return [PredictionError(f"{i.id}: not predicted: the time limit was reached") for i in images]
+            self.ensemble = lighter
+        return self._predict(images)
+
+    def count(self, images: int) -> None:
+        """Take note that so many images are through."""
+        self.remaining -= images
+        if self.budget is not None:
+            self.budget.finished(images)
+
+    def _predict(self, images: Sequence[CellImage]) -> list[Prediction | SartoriusError]:
         fits = self.batch_size  # may shrink during the first of the two calls
         if len(images) > fits:
-            return self(images[:fits]) + self(images[fits:])
+            return self._predict(images[:fits]) + self._predict(images[fits:])
+
+        def looked(network: str, view: str, seconds: float) -> None:
+            if self.budget is not None:
+                self.budget.looked(network, view, seconds, len(images))
+
         try:
-            return list(predict(self.ensemble, images, self.select, self.roi_chunk))
+            return list(predict(self.ensemble, images, self.select, self.roi_chunk, on_look=looked))
         except Exception as error:  # whatever a network does with one image, the others go on
             out_of_memory = _is_out_of_memory(error)
             reason = first_line(error)
         # Outside the handler, whose traceback would keep the failed batch's tensors alive.
         if out_of_memory and self._use_less_memory(len(images)):
-            return self(images)
+            return self._predict(images)
         if len(images) > 1:
-            return [outcome for image in images for outcome in self([image])]
+            return [outcome for image in images for outcome in self._predict([image])]
         return [PredictionError(f"{images[0].id}: {reason}")]
 
     def _use_less_memory(self, batch: int) -> bool:
@@ -227,33 +285,20 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 class _Finisher:
-    """From prediction to cells, with the files that each image leaves beside the submission."""
+    """From prediction to text, with the files that each image leaves beside the output."""
 
-    def __init__(self, ensemble: Ensemble, options: Options) -> None:
+    def __init__(self, ensemble: Ensemble, options: Options, encode: ResultWriter) -> None:
         self.rules, self.classes, self.options = ensemble.manifest.rules, ensemble.classes, options
+        self.encode = encode
 
-    def __call__(self, work: _Work) -> _Work:
+    def __call__(self, work: _Work) -> _Outcome:
         if work.prediction is None or work.image is None:
-            return work
+            result = Result(work.id, self.encode.encode_blank(work.id), error=str(work.error))
+            return _Outcome(result, work.error)
         instances = build_instances(work.prediction, self.rules, self.classes)
         if self.options.save_predictions is not None:
             save_prediction(self.options.save_predictions, work.prediction)
         if self.options.overlays is not None:
             save_overlay(self.options.overlays, work.image, instances, self.classes)
-        return _Work(work.id, instances=instances)
-
-
-def _record(
-    work: _Work, writer: ResultWriter, classes: Sequence[str], options: Options, summary: Summary
-) -> None:
-    if work.error is not None and options.on_error == "stop":
-        raise work.error
-    summary.images += 1
-    if work.instances is None:
-        summary.failed[work.id] = str(work.error)
-        writer.blank(work.id)
-        return
-    writer.add(work.instances)
-    summary.cells.update(classes[label - 1] for label in work.instances.labels)
-    if not len(work.instances):
-        summary.blank.append(work.id)
+        names = [self.classes[label - 1] for label in instances.labels]
+        return _Outcome(Result(work.id, self.encode.encode(instances), dict(Counter(names))), None)

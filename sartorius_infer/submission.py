@@ -61,12 +61,24 @@ class ResultWriter(ABC):
             self._stream.__exit__(kind, error, trace)
 
     @abstractmethod
-    def add(self, instances: Instances) -> None:
-        """Write the cells of one image."""
+    def encode(self, instances: Instances) -> list[str]:
+        """The text of one image's cells, a piece for each; safe to call from any thread."""
 
     @abstractmethod
+    def encode_blank(self, image_id: str) -> list[str]:
+        """The text that says that an image has no cells."""
+
+    @abstractmethod
+    def write(self, pieces: Sequence[str]) -> None:
+        """Write what was encoded of one image."""
+
+    def add(self, instances: Instances) -> None:
+        """Write the cells of one image; a cell without pixels is left out."""
+        self.write(self.encode(instances))
+
     def blank(self, image_id: str) -> None:
         """Write that an image has no cells."""
+        self.write(self.encode_blank(image_id))
 
 
 class SubmissionWriter(ResultWriter):
@@ -75,21 +87,31 @@ class SubmissionWriter(ResultWriter):
     _head = ",".join(COLUMNS) + "\n"
     _tail = ""
 
-    def add(self, instances: Instances) -> None:
-        """Write the cells of one image; a cell without pixels has no row."""
+    def encode(self, instances: Instances) -> list[str]:
+        """A line of each cell that has pixels."""
         rles = encode_label_map(instances.label_map, len(instances))
-        self._rows(instances.image_id, [rle for rle in rles if rle] or [""])
+        return _lines(instances.image_id, [rle for rle in rles if rle] or [""])
 
-    def blank(self, image_id: str) -> None:
-        """Write that an image has no cells."""
-        self._rows(image_id, [""])
+    def encode_blank(self, image_id: str) -> list[str]:
+        """One line with nothing predicted."""
+        return _lines(image_id, [""])
 
-    def _rows(self, image_id: str, rles: Sequence[str]) -> None:
-        # Before Python 3.13 csv leaves a lone carriage return unquoted, and readers end the row there.
-        quoting: Literal[0, 1] = csv.QUOTE_ALL if "\r" in image_id else csv.QUOTE_MINIMAL
+    def write(self, pieces: Sequence[str]) -> None:
+        """Write the lines of one image."""
         with _writing(self.path):
-            rows = csv.writer(self._file, lineterminator="\n", quoting=quoting)
-            rows.writerows((image_id, rle) for rle in rles)
+            self._file.writelines(pieces)
+
+
+def _lines(image_id: str, rles: Sequence[str]) -> list[str]:
+    """CSV lines of one image."""
+    # Before Python 3.13 csv leaves a lone carriage return unquoted, and readers end the row there.
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if "\r" in image_id else csv.QUOTE_MINIMAL
+    lines: list[str] = []
+    for rle in rles:
+        line = StringIO()
+        csv.writer(line, lineterminator="\n", quoting=quoting).writerow((image_id, rle))
+        lines.append(line.getvalue())
+    return lines
 
 
 class CocoWriter(ResultWriter):
@@ -106,16 +128,20 @@ class CocoWriter(ResultWriter):
         super().__init__(path)
         self._separator = "\n"
 
-    def add(self, instances: Instances) -> None:
-        """Write the cells of one image; a cell without pixels has no entry."""
-        entries = [json.dumps(entry, allow_nan=False) for entry in _coco_entries(instances)]
+    def encode(self, instances: Instances) -> list[str]:
+        """The JSON of each cell that has pixels."""
+        return [json.dumps(entry, allow_nan=False) for entry in _coco_entries(instances)]
+
+    def encode_blank(self, image_id: str) -> list[str]:
+        """Nothing: an image without cells has no entry."""
+        return []
+
+    def write(self, pieces: Sequence[str]) -> None:
+        """Write the entries of one image."""
         with _writing(self.path):
-            for entry in entries:
+            for entry in pieces:
                 self._file.write(self._separator + entry)
                 self._separator = ",\n"
-
-    def blank(self, image_id: str) -> None:
-        """Nothing: an image without cells has no entry."""
 
 
 def open_writer(path: Path, format: Literal["kaggle", "coco"]) -> ResultWriter:

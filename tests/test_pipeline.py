@@ -20,9 +20,10 @@ from sartorius_infer.images import find_images, read_image
 from sartorius_infer.instances import build_instances
 from sartorius_infer.networks import Features
 from sartorius_infer.passes import predict
-from sartorius_infer.pipeline import Job, Options, Summary, plan_jobs, run
+from sartorius_infer.pipeline import Job, Options, Summary, plan_jobs
 from sartorius_infer.predictions import load_prediction
 from sartorius_infer.rle import encode_label_map
+from sartorius_infer.runs import run_directly
 from sartorius_infer.submission import SubmissionWriter, check_submission
 from sartorius_infer.views import IDENTITY, View
 
@@ -38,7 +39,7 @@ def run_on(ensemble: Ensemble, folder: Path, out: Path, sample: Sequence[str] | 
            **options: Any) -> Summary:  # fmt: skip
     jobs, _ = plan_jobs(find_images([folder]), sample)
     with SubmissionWriter(out) as writer:
-        return run(ensemble, jobs, writer, Options(**options))
+        return run_directly(ensemble, jobs, writer, Options(**options))
 
 
 def rows(path: Path) -> list[tuple[str, str]]:
@@ -236,7 +237,7 @@ def test_peak_memory_does_not_grow_with_the_number_of_images(tiny: Ensemble, tmp
 
     def peak_after(count: int) -> int:
         with SubmissionWriter(tmp_path / "s.csv") as writer:
-            run(tiny, [Job(f"{i}", file) for i in range(count)], writer, Options(workers=2))
+            run_directly(tiny, [Job(f"{i}", file) for i in range(count)], writer, Options(workers=2))
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
 
     before = peak_after(6)

@@ -1,0 +1,161 @@
+"""What a run has finished, kept beside its output so that a killed run can go on.
+
+A journal is a folder: `about.json` says which run it belongs to, and each process appends to a file of
+its own. A record is one line with a checksum, for one batch of images whole: images of a batch may
+influence each other's last bits, so a batch is finished together or not at all. A line that a kill cut
+short is not a record, and its batch runs again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from sartorius_infer.errors import JournalError
+from sartorius_infer.files import atomic_file
+
+ABOUT = "about.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one image.
+
+    pieces  its text in the output, as `ResultWriter.encode` made it
+    cells   how many cells of each class
+    error   why it is blank, or ""
+    """
+
+    id: str
+    pieces: list[str]
+    cells: dict[str, int] = field(default_factory=dict)
+    error: str = ""
+
+
+class _Place(NamedTuple):
+    """Where a record lies: its file, the line's first byte, its length."""
+
+    file: Path
+    start: int
+    length: int
+
+
+def journal_folder(out: Path) -> Path:
+    """Where the journal of a run that writes `out` lies."""
+    return out.with_name(f"{out.name}.journal")
+
+
+class Journal:
+    """The finished batches of one run, by their number in its list.
+
+    `about` says what results depend on, by short names; a journal whose `about` differs is refused.
+    `fresh` removes what is there. Raises JournalError, which names what differs, and OSError.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, str], *, fresh: bool = False) -> None:
+        self.folder = folder
+        if fresh and folder.is_dir():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._require_same(dict(about))
+        self._places: dict[int, _Place] = {}
+        for part in sorted(folder.glob("*.part")):
+            self._index(part)
+        self._file: BinaryIO | None = None
+
+    def _require_same(self, about: dict[str, str]) -> None:
+        path = self.folder / ABOUT
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            with atomic_file(path, "w") as file:
+                json.dump(about, file, indent=1)
+            return
+        except ValueError:
+            known = {}
+        if known != about:
+            differs = [name for name in {**about, **dict(known)} if dict(known).get(name) != about.get(name)]
+            raise JournalError(
+                f"{self.folder}: expected the journal of this run, found that of another: it differs in "
+                f"{', '.join(differs)}; remove the folder, or go on with what it was made with"
+            )
+
+    def _index(self, part: Path) -> None:
+        start = 0
+        with part.open("rb") as file:
+            for line in file:
+                if (number := _number(line)) is not None:
+                    self._places[number] = _Place(part, start, len(line))
+                start += len(line)
+
+    @property
+    def finished(self) -> frozenset[int]:
+        """Numbers of the batches that were finished when the journal was opened, or since."""
+        return frozenset(self._places)
+
+    def add(self, number: int, results: Sequence[Result]) -> None:
+        """Record a finished batch; it is kept whatever happens to the process or its machine after."""
+        if self._file is None:
+            self._file = (self.folder / f"{secrets.token_hex(8)}.part").open("xb")
+        line = _line({"batch": number, "results": [asdict(result) for result in results]})
+        self._places[number] = _Place(Path(self._file.name), self._file.tell(), len(line))
+        self._file.write(line)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def results(self) -> Iterator[Result]:
+        """Every recorded image, in the order of the batches; one batch in memory at a time."""
+        files: dict[Path, BinaryIO] = {}
+        try:
+            for number in sorted(self._places):
+                path, start, length = self._places[number]
+                if path not in files:
+                    files[path] = path.open("rb")
+                file = files[path]
+                file.seek(start)
+                for result in _content(file.read(length))["results"]:
+                    yield Result(**result)
+        finally:
+            for file in files.values():
+                file.close()
+
+    def reread(self) -> None:
+        """Take in what other processes have recorded since."""
+        for part in sorted(self.folder.glob("*.part")):
+            self._index(part)
+
+    def close(self) -> None:
+        """Close the file of this process; the journal stays."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def remove(self) -> None:
+        """Remove the journal, once its run has written everything."""
+        self.close()
+        shutil.rmtree(self.folder)
+
+
+def _line(content: Mapping[str, Any]) -> bytes:
+    text = json.dumps(content, separators=(",", ":")).encode("ascii")
+    return b"%08x %b\n" % (zlib.crc32(text), text)
+
+
+def _content(line: bytes) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(line[9:])
+    return content
+
+
+def _number(line: bytes) -> int | None:
+    """The batch of a record, or None for a line that is not whole."""
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
+        return None
+    return int(_content(line)["batch"])
