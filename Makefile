@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint kaggle clean
 
 setup: $(VENV)/.installed
 
@@ -24,5 +24,8 @@ lint: setup
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+kaggle: setup
+	$(PY) -m kernel.simulate
+
 clean:
-	rm -rf out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf out dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

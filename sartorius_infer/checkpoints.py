@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sartorius_infer.errors import CheckpointError, first_line
 from sartorius_infer.pickles import NUMPY, as_tensor, holds_weights, is_pickle, read_pickle
+from sartorius_infer.storage import unpack
 
 SUFFIXES = (".pth", ".pt", ".safetensors", ".pkl")
 
@@ -79,11 +80,11 @@ def _read(path: Path) -> Any:
         raise CheckpointError(f"{path}: expected a checkpoint, found an empty file")
     try:
         if path.suffix.lower() == ".safetensors":
-            return load_file(path)
-        if path.suffix.lower() == ".pkl" and not _by_torch(path):
-            return read_pickle(path)
+            return unpack(load_file(path))
         with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_GLOBALS):
             warnings.simplefilter("ignore")  # torch warns of files that it then refuses
+            if path.suffix.lower() == ".pkl" and not _by_torch(path):
+                return read_pickle(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: expected a readable file, found {first_line(error)[:200]}") from None

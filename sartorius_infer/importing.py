@@ -27,10 +27,13 @@ from sartorius_infer.manifest import (
     file_sha256,
     load_manifest,
 )
-from sartorius_infer.networks.detectron2_rcnn import canonical_state
-from sartorius_infer.networks.torchvision_keys import canonical_keys, is_mask_rcnn
-from sartorius_infer.networks.torchvision_rcnn import resolve_parts
+from sartorius_infer.networks import architecture_of
+from sartorius_infer.networks.detectron2_rcnn import build_detectron2, canonical_state
+from sartorius_infer.networks.torchvision_keys import canonical_keys
+from sartorius_infer.networks.torchvision_rcnn import build_network, resolve_parts
+from sartorius_infer.storage import pack
 
+_BUILDS = (build_network, build_detectron2)
 _SHORT_LIST = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s+\]")
 
 
@@ -69,10 +72,12 @@ def import_checkpoint(
     _require_free(weights, listing, manifest is not None)
     read = read_checkpoint(checkpoint)
     spec = bare_spec(checkpoint, name, read.state, config)
-    network = load_network(spec, read.state, torch.device("cpu"), torch.float32)
-    if not (spec.detectron2 or is_mask_rcnn(read.state)):
+    if architecture_of(spec.architecture, read.state, spec.file).build not in _BUILDS:
         raise CheckpointError(f"{checkpoint}: expected a torchvision or Detectron2 checkpoint, found another")
-    content = save(_lean(spec, read.state, network, half))
+    network = load_network(spec, read.state, torch.device("cpu"), torch.float32)
+    content = save(
+        pack(lean_state(spec, read.state, network), "float16" if half else "float32", str(checkpoint))
+    )
     entry = {
         "name": name,
         "file": weights.resolve().relative_to(listing.parent.resolve()).as_posix(),
@@ -112,27 +117,12 @@ def _require_free(weights: Path, listing: Path, add: bool) -> None:
         raise ManifestError(f"{listing}: expected --out inside its folder, found {weights.parent}")
 
 
-def _lean(spec: ModelSpec, state: Mapping[str, Tensor], network: Any, half: bool) -> dict[str, Tensor]:
-    """The network's own tensors, as float32 or with matrices as float16."""
+def lean_state(spec: ModelSpec, state: Mapping[str, Tensor], network: Any) -> dict[str, Tensor]:
+    """The network's own tensors in a checkpoint, without leftovers, under the keys it is built from."""
     parts = spec.detectron2
     canonical = canonical_keys(state) if parts is None else canonical_state(state, parts)
     own = network.model.state_dict()
-    return {
-        key: _narrow(spec.file, key, tensor, half) for key, tensor in sorted(canonical.items()) if key in own
-    }
-
-
-def _narrow(file: str, key: str, tensor: Tensor, half: bool) -> Tensor:
-    """Contiguous float32 or float16; norms' statistics and biases are few, and stay whole."""
-    if not tensor.is_floating_point():
-        return tensor.clone().contiguous()
-    wide = tensor.float()
-    if not half or tensor.ndim < 2:
-        return wide.clone().contiguous()
-    narrow = wide.half()
-    if not torch.equal(narrow.isfinite(), wide.isfinite()):
-        raise CheckpointError(f"{file}: {key}: expected values within +-65504 for --half, found larger ones")
-    return narrow.contiguous()
+    return {key: tensor for key, tensor in canonical.items() if key in own}
 
 
 def _settings(spec: ModelSpec, state: Mapping[str, Tensor], checkpoint: Path) -> dict[str, Any]:
@@ -181,4 +171,5 @@ def _listing(path: Path, entry: dict[str, Any], add: bool) -> str:
 
 
 def _one_line(found: re.Match[str]) -> str:
-    return f"[{' '.join(line.strip() for line in found[1].splitlines())}]"
+    lines = found[1].split("\n")  # text may hold other line ends
+    return f"[{' '.join(line.strip() for line in lines)}]"

@@ -126,6 +126,12 @@ class Journal:
             for file in files.values():
                 file.close()
 
+    @classmethod
+    def salvage(cls, folder: Path) -> Iterator[Result]:
+        """Every recorded image of whatever run left a journal there; none where there is no journal."""
+        if (folder / ABOUT).is_file():
+            yield from cls(folder, json.loads((folder / ABOUT).read_text(encoding="utf-8"))).results()
+
     def reread(self) -> None:
         """Take in what other processes have recorded since."""
         for part in sorted(self.folder.glob("*.part")):

@@ -114,17 +114,24 @@ class _Storage:
     """What stands for torch's own reader of a storage inside a plain pickle: the restricted one."""
 
     def __new__(cls, content: bytes) -> Any:
-        return torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+        storage = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+        if not isinstance(storage, torch.storage.TypedStorage):  # torch also reads classes, for one
+            raise pickle.UnpicklingError(f"expected a storage, found {type(storage).__name__}")
+        return storage
 
     def __setstate__(self, state: object) -> None:
         """Nothing to take."""
 
 
 class _Tensor:
-    """What stands for the constructor of tensors, which checks them against their storage."""
+    """What stands for the constructor of tensors, which enlarges a storage that is too small."""
 
-    def __new__(cls, *parts: Any) -> Any:
-        return torch._utils._rebuild_tensor_v2(*parts)  # type: ignore[no-untyped-call]
+    def __new__(cls, storage: Any, *parts: Any) -> Any:
+        size = storage._untyped_storage.nbytes()
+        tensor = torch._utils._rebuild_tensor_v2(storage, *parts)  # type: ignore[no-untyped-call]
+        if storage._untyped_storage.nbytes() != size:
+            raise pickle.UnpicklingError("a tensor that is larger than its storage")
+        return tensor
 
     def __setstate__(self, state: object) -> None:
         """Nothing to take."""

@@ -90,11 +90,11 @@ class SubmissionWriter(ResultWriter):
     def encode(self, instances: Instances) -> list[str]:
         """A line of each cell that has pixels."""
         rles = encode_label_map(instances.label_map, len(instances))
-        return _lines(instances.image_id, [rle for rle in rles if rle] or [""])
+        return encode_rows(instances.image_id, [rle for rle in rles if rle] or [""])
 
     def encode_blank(self, image_id: str) -> list[str]:
         """One line with nothing predicted."""
-        return _lines(image_id, [""])
+        return encode_rows(image_id, [""])
 
     def write(self, pieces: Sequence[str]) -> None:
         """Write the lines of one image."""
@@ -102,8 +102,8 @@ class SubmissionWriter(ResultWriter):
             self._file.writelines(pieces)
 
 
-def _lines(image_id: str, rles: Sequence[str]) -> list[str]:
-    """CSV lines of one image."""
+def encode_rows(image_id: str, rles: Sequence[str]) -> list[str]:
+    """The submission's lines of one image, one for each string."""
     # Before Python 3.13 csv leaves a lone carriage return unquoted, and readers end the row there.
     quoting: Literal[0, 1] = csv.QUOTE_ALL if "\r" in image_id else csv.QUOTE_MINIMAL
     lines: list[str] = []

@@ -10,11 +10,13 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from reprlib import Repr
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from sartorius_infer.errors import CheckpointError, first_line
 from sartorius_infer.networks.detectron2_parts import Detectron2Parts
@@ -32,27 +34,33 @@ _NORMS = {
 }
 
 
-def _features(letters: str) -> BeforeValidator:
-    """Feature names such as ["res2", "res3"] as their numbers."""
+def _features(letters: str, last: int) -> BeforeValidator:
+    """Feature names such as ["res2", "res3"] as their numbers, from 2 to `last`."""
 
     def numbers(value: Any) -> Any:
-        names = {f"{letters}{n}": n for n in range(2, 7)}
+        names = [f"{letters}{n}" for n in range(2, last + 1)]
         if isinstance(value, (list, tuple)) and all(name in names for name in value):
-            return [names[name] for name in value]
+            return [names.index(name) + 2 for name in value]
         raise ValueError(f"expected names of {', '.join(names)}")
 
     return BeforeValidator(numbers)
 
 
 def _norm(value: Any) -> Any:
-    if value not in _NORMS:
+    if not isinstance(value, str) or value not in _NORMS:
         raise ValueError(f"expected one of {', '.join(map(repr, _NORMS))}")
     return _NORMS[value]
 
 
+def _limit(value: int) -> int:
+    if value == 0:
+        raise ValueError("expected 1 or more, or -1 for no limit")
+    return value
+
+
 _Norm = Annotated[Literal["none", "frozen", "group", "batch"], BeforeValidator(_norm)]
-_Levels = Annotated[tuple[int, ...], Field(min_length=1), _features("p")]
-_Stages = Annotated[tuple[int, ...], Field(min_length=1), _features("res")]
+_Levels = Annotated[tuple[int, ...], Field(min_length=1), _features("p", 6)]
+_Stages = Annotated[tuple[int, ...], Field(min_length=1), _features("res", 5)]
 _Lists = Annotated[tuple[Annotated[tuple[Positive, ...], Field(min_length=1)], ...], Field(min_length=1)]
 _Weights = tuple[Positive, Positive, Positive, Positive]
 _Colour = tuple[float, float, float]
@@ -117,7 +125,7 @@ class _Keys(BaseModel):
     classes: Count | None = Field(None, alias="MODEL.ROI_HEADS.NUM_CLASSES")
     score: Fraction = Field(0.05, alias="MODEL.ROI_HEADS.SCORE_THRESH_TEST")
     nms: Fraction = Field(0.5, alias="MODEL.ROI_HEADS.NMS_THRESH_TEST")
-    per_image: int = Field(100, alias="TEST.DETECTIONS_PER_IMAGE")
+    per_image: Annotated[int, AfterValidator(_limit)] = Field(100, alias="TEST.DETECTIONS_PER_IMAGE")
     tta: Literal[False] = Field(False, alias="TEST.AUG.ENABLED")
 
     box_head: Literal["FastRCNNConvFCHead"] = Field(alias="MODEL.ROI_BOX_HEAD.NAME")
@@ -207,7 +215,13 @@ _IGNORED_SECTIONS = (
     *("MODEL.RETINANET.", "MODEL.SEM_SEG_HEAD.", "MODEL.PANOPTIC_FPN.", "MODEL.ROI_KEYPOINT_HEAD."),
     *("TEST.AUG.", "TEST.PRECISE_BN."),
 )
-_OFF: tuple[Any, ...] = (None, False, "", [], 0)
+_OFF: tuple[Any, ...] = (None, False, "", [], {}, 0)
+
+_MOST_KEYS = 10_000
+"""More than any config has: a few lines whose mappings hold each other can mean any number."""
+
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxstring = 2, 80
 
 # The keys behind what `Detectron2Parts` finds to contradict each other.
 _KEYS_OF = {
@@ -260,9 +274,11 @@ def read_config(path: Path) -> Detectron2Config:
 def _dotted_keys(path: Path) -> dict[str, Any]:
     """What a file says, by keys such as "MODEL.RPN.NMS_THRESH"."""
     try:
-        said = dict(_flatten(_load(path, ())))
+        said = dict(islice(_flatten(_load(path, ())), _MOST_KEYS))
     except RecursionError:
         raise CheckpointError(f"{path}: expected a config, found a mapping that holds itself") from None
+    if len(said) == _MOST_KEYS:
+        raise CheckpointError(f"{path}: expected a Detectron2 config, found {_MOST_KEYS:,} keys or more")
     if not any(key.startswith("MODEL.") for key in said):
         some = ", ".join(list(said)[:3]) or "nothing"
         raise CheckpointError(
@@ -286,11 +302,10 @@ _Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
 def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """The YAML mapping in a file, on top of the one that its `_BASE_` names."""
     try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, _Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: expected a Detectron2 config, found {first_line(error)}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except Exception as error:  # values that do not fit their tags make PyYAML fail in any way
         raise CheckpointError(
             f"{path}: expected the YAML of cfg.dump(), found {' '.join(str(error).split())[:200]}"
         ) from None
@@ -300,9 +315,13 @@ def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if base is None:
         return content
     file = path.parent / str(base)
-    if Path(str(base)).name == "Base-RCNN-FPN.yaml" and not file.is_file():
-        return content  # its keys are known, and fill the gaps anyway
-    if not file.is_file() or file.resolve() in above:
+    try:
+        found = file.is_file()
+    except OSError:  # a name too long for any file
+        found = False
+    if not found and file.name == "Base-RCNN-FPN.yaml":
+        return _BASE_RCNN_FPN | content  # what it says is known
+    if not found or file.resolve() in above:
         raise CheckpointError(
             f"{path}: _BASE_: expected a file beside the config, found {str(base)[:100]!r}; dump the whole "
             "config with cfg.dump()"
@@ -321,7 +340,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and their values; text that is a Python literal is one, as Detectron2 reads it."""
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             name = f"{prefix}{key}"
@@ -333,13 +352,13 @@ def _literal(value: Any) -> Any:
         return value
     try:
         return ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return value
 
 
 def _validate(path: Path, said: Mapping[str, Any]) -> _Keys:
     unknown = [
-        f"{key} = {value!r} (no key of Detectron2 0.6; delete it if it says nothing at test time)"
+        f"{key} = {_short(value)} (no key of Detectron2 0.6; delete it if it says nothing at test time)"
         for key, value in said.items()
         if key.startswith(("MODEL.", "TEST."))
         and key not in _READ | _IGNORED
@@ -359,7 +378,15 @@ def _validate(path: Path, said: Mapping[str, Any]) -> _Keys:
 def _fault(fault: Any, said: Mapping[str, Any]) -> str:
     key = str(fault["loc"][0])
     reason = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    return f"{key} = {said.get(key)!r} ({reason[:1].lower()}{reason[1:]})"
+    reason = reason.replace("Field required", "expected more values")
+    return f"{key} = {_short(said.get(key))} ({reason[:1].lower()}{reason[1:]})"
+
+
+def _short(value: Any) -> str:
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python writes no integers of thousands of digits
+        return f"a {type(value).__name__}"
 
 
 def _preprocessing(keys: _Keys) -> Preprocessing:

@@ -1,0 +1,1 @@
+"""What packs the project for Kaggle; never shipped itself."""

@@ -1,0 +1,29 @@
+"""The notebook and its metadata, ready for `kaggle kernels push`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from kit.errors import KitError
+from kit.wheels import ROOT
+
+SOURCE = ROOT / "kernel"
+NOTEBOOK, METADATA = "sartorius_infer.ipynb", "kernel-metadata.json"
+
+
+def write_kernel(out: Path, dataset: str) -> None:
+    """Copy the notebook to `out`, and its metadata with the ids of `dataset` (USER/SLUG) filled in."""
+    if out.resolve() == SOURCE.resolve():
+        raise KitError(f"{out}: expected a folder of its own, found the notebook's source")
+    metadata = json.loads((SOURCE / METADATA).read_text(encoding="utf-8"))
+    owner, _, slug = dataset.partition("/")
+    metadata |= {
+        "id": f"{owner}/{slug}-submit",
+        "title": f"{slug}-submit".replace("-", " "),
+        "dataset_sources": [dataset],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(SOURCE / NOTEBOOK, out / NOTEBOOK)
+    (out / METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")

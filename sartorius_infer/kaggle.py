@@ -1,0 +1,206 @@
+"""What the Kaggle notebook calls: predict with every GPU, and never leave without a valid submission."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from sartorius_infer.errors import SartoriusError
+from sartorius_infer.images import find_competition, find_images, image_size, read_image
+from sartorius_infer.journal import Journal, journal_folder
+from sartorius_infer.manifest import MANIFEST_NAME
+from sartorius_infer.render import overlay
+from sartorius_infer.rle import decode_label_map
+from sartorius_infer.submission import (
+    SubmissionWriter,
+    check_submission,
+    encode_rows,
+    read_sample_submission,
+    read_submission,
+)
+from sartorius_infer.types import Instances, UInt8
+
+log = logging.getLogger(__name__)
+
+INPUT = Path("/kaggle/input")
+
+GRACE_S = 300
+"""How long after its time limit a run may still be writing before it is ended."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its submission, rows of cells by image, and everything that went wrong."""
+
+    submission: Path
+    cells: Mapping[str, int]
+    problems: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """A few lines; loud where something went wrong."""
+        blank = [image for image, count in self.cells.items() if count == 0]
+        lines = [f"{self.submission}: {len(self.cells)} images, {sum(self.cells.values())} cells"]
+        if blank:
+            lines.append(
+                f"no cells in {len(blank)} images: {', '.join(blank[:5])}{' ...' * (len(blank) > 5)}"
+            )
+        if not self.problems:
+            return "\n".join([*lines, "valid"])
+        bar = "!" * 78
+        return "\n".join([*lines, bar, "!! SOMETHING WENT WRONG", *(f"!! {p}" for p in self.problems), bar])
+
+
+def predict(
+    kit: Path,
+    submission: Path = Path("submission.csv"),
+    *,
+    hours: float = 8.5,
+    options: Sequence[str] = (),
+    root: Path = INPUT,
+) -> Outcome:
+    """Write a submission for the mounted competition with the networks of a kit, on every GPU there is.
+
+    hours: views and networks are dropped where the run would take longer. options: more of the
+    command line's. What fails is tried once more by one process, going on from what is finished; then
+    rows that are missing or invalid are left blank. Raises SartoriusError where no competition is
+    mounted.
+    """
+    end = time.monotonic() + hours * 3600
+    found = find_competition(root)
+    if found is None:
+        raise SartoriusError(f"{root}: expected sample_submission.csv beside test/, found neither")
+    images, sample = found
+    words = [
+        "--weights",
+        str(kit / MANIFEST_NAME),
+        "--images",
+        str(images),
+        "--sample-submission",
+        str(sample),
+    ]
+    words += ["--out", str(submission), "--resume", *options]
+    problems = []
+    for processes in (max(1, gpu_count()), 1):
+        left = int(end - time.monotonic())
+        code = _run([*words, "--time-limit", f"{left}s"], processes, left) if left > 0 else -1
+        if code in (0, 3):
+            break
+        problems.append(f"{processes} process(es) ended with code {code}; see the output above")
+    else:
+        problems.append(_salvage(submission))
+    if code == 3:
+        problems.append("some images failed and are blank; see the output above")
+    problems += mend(submission, images, sample)
+    return Outcome(submission, _count(submission), tuple(problems))
+
+
+def gpu_count() -> int:
+    """How many GPUs run a convolution; a card that torch has no kernels for does not count."""
+    import torch
+
+    from sartorius_infer.device import resolve_device
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return sum(resolve_device(f"cuda:{index}").type == "cuda" for index in range(count))
+
+
+def _run(words: Sequence[str], processes: int, seconds: int) -> int:
+    """The command line in a process of its own, or in several by torchrun; its exit code.
+
+    A run that hangs is ended some minutes after its time limit.
+    """
+    python = [sys.executable, "-m"]
+    if processes > 1:
+        python += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        python += ["--max-restarts=3", "-m"]
+    # A session of its own, so that torchrun's processes end with it.
+    with subprocess.Popen([*python, "sartorius_infer", *words], start_new_session=True) as process:
+        try:
+            return process.wait(seconds + GRACE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return process.wait()
+
+
+def _salvage(submission: Path) -> str:
+    """Write what the journal of a failed run holds; says how much."""
+    results = list(Journal.salvage(journal_folder(submission)))
+    if results:
+        with SubmissionWriter(submission) as writer:
+            for result in results:
+                writer.write(result.pieces)
+    return f"the run did not end: {len(results)} images were finished, the others are blank"
+
+
+def mend(submission: Path, images: Path, sample: Path) -> list[str]:
+    """Make a submission valid, whatever is wrong with it; returns what was, in words.
+
+    Images with a faulty row, or none, get a blank one. A file that cannot be read is written anew.
+    """
+    ids = read_sample_submission(sample)
+    sizes = {}
+    for file in find_images([images]):
+        try:
+            sizes[file.id] = image_size(file)
+        except SartoriusError as error:
+            log.warning("%s", error)
+    try:
+        found = check_submission(submission, sizes, ids)
+        rows = read_submission(submission) if found else []
+    except SartoriusError as error:
+        found, rows, faults = [], [], [f"{error}: every row is blank"]
+    else:
+        faults = [f"line {p.line}: {p.id}: {p.message}: left blank" for p in found]
+    if not faults:
+        return []
+    bad = {problem.id for problem in found}
+    with SubmissionWriter(submission) as writer:
+        for image_id in ids:
+            own = [row.predicted for row in rows if row.id == image_id and image_id not in bad]
+            writer.write(encode_rows(image_id, [rle for rle in own if rle] or [""]))
+    return faults
+
+
+def _count(submission: Path) -> dict[str, int]:
+    cells: dict[str, int] = {}
+    for row in read_submission(submission):
+        cells[row.id] = cells.get(row.id, 0) + bool(row.predicted)
+    return cells
+
+
+def pictures(submission: Path, most: int = 3, root: Path = INPUT) -> list[UInt8]:
+    """The images with the most cells, each cell outlined: uint8 RGB, as many as asked for."""
+    found = find_competition(root)
+    rows = read_submission(submission)
+    cells = _count(submission)
+    chosen = sorted(cells, key=lambda image_id: -cells[image_id])[:most]
+    files = {file.id: file for file in find_images([found[0]])} if found else {}
+    drawn = []
+    for image_id in chosen:
+        if image_id in files:
+            image = read_image(files[image_id])
+            rles = [row.predicted for row in rows if row.id == image_id and row.predicted]
+            drawn.append(overlay(image, _as_instances(image_id, rles, image.size_hw), ["cells"]))
+    return drawn
+
+
+def _as_instances(image_id: str, rles: Sequence[str], size_hw: tuple[int, int]) -> Instances:
+    count = len(rles)
+    labels = np.ones(count, np.int64)
+    return Instances(image_id, decode_label_map(rles, size_hw), np.ones(count, np.float32), labels)
+
+
+def png(picture: UInt8) -> bytes:
+    """A picture as the bytes of a PNG file, for IPython.display.Image."""
+    _, data = cv2.imencode(".png", picture[..., ::-1])
+    return data.tobytes()
