@@ -21,10 +21,9 @@ from pathlib import Path
 
 import cv2
 
-ROOT = Path(__file__).resolve().parent.parent
 from kit.dataset import Built, Metadata, build
 from kit.notebook import NOTEBOOK, write_kernel
-from kit.wheels import read_image
+from kit.wheels import ROOT, read_image
 from sartorius_infer.images import find_images, image_size
 from sartorius_infer.images import read_image as read_pixels
 from sartorius_infer.submission import check_submission, read_submission
