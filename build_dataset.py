@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 
 from kit import costs, dataset
+from kit.errors import KitError
 from kit.notebook import write_kernel
+from kit.scoring import score
 from kit.wheels import read_image
 from sartorius_infer.device import resolve_device
 from sartorius_infer.ensemble import load_ensemble
 from sartorius_infer.errors import SartoriusError
-from sartorius_infer.manifest import load_manifest
+from sartorius_infer.manifest import MANIFEST_NAME, load_manifest
 
 OK, BAD_INPUT = 0, 1
 GB = 10**9
@@ -63,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--calibration", type=Path, metavar="JSON", help="where --calibrate is kept, or was")
     add("--devices", type=int, default=1, metavar="N", help="that share the images (default: %(default)s)")
     add("--limit-hours", type=float, default=costs.LIMIT_HOURS, metavar="H", help="default: %(default)g")
+    add("--truth", type=Path, metavar="CSV", help="with --truth-images: the score that storing changes")
+    add("--truth-images", type=Path, metavar="DIR", help="annotated images, every one in --truth")
     add(
         "--verify", type=Path, metavar="DIR", help="only check a dataset: checksums, metadata, installability"
     )
@@ -70,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(arguments: argparse.Namespace) -> int:
+    if (arguments.truth is None) != (arguments.truth_images is None):
+        raise KitError("expected --truth and --truth-images together, found one")
     slug = arguments.id.partition("/")[2]
     metadata = dataset.Metadata(arguments.id, arguments.title or slug, arguments.licence)
     specs = load_manifest(arguments.manifest).manifest.models
@@ -87,6 +93,8 @@ def _build(arguments: argparse.Namespace) -> int:
         print(
             f"network   {name}: {before:,} -> {after:,} bytes as {arguments.store}, {before - after:,} saved"
         )
+    if arguments.truth:
+        _report_score(arguments)
     fits = _report_bytes(arguments, built, {spec.name: spec.weight for spec in specs})
     if calibration is not None:
         fits &= _report_time(arguments, calibration, {spec.name: spec.weight for spec in specs})
@@ -110,6 +118,14 @@ def _calibration(arguments: argparse.Namespace) -> costs.Calibration | None:
     if arguments.calibration:
         costs.write_calibration(arguments.calibration, measured)
     return measured
+
+
+def _report_score(arguments: argparse.Namespace) -> None:
+    device = resolve_device(arguments.device)
+    images, truth = arguments.truth_images, arguments.truth
+    before = score(arguments.manifest, images, truth, device)
+    after = score(arguments.out / MANIFEST_NAME, images, truth, device)
+    print(f"score     {before:.4f} -> {after:.4f} ({after - before:+.4f}) as {arguments.store}")
 
 
 def _report_bytes(arguments: argparse.Namespace, built: dataset.Built, weights: dict[str, float]) -> bool:

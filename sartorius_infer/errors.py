@@ -42,3 +42,7 @@ class DeviceError(SartoriusError):
 
 class JournalError(SartoriusError):
     """A journal that belongs to another run."""
+
+
+class TruthError(SartoriusError):
+    """Annotations that cannot be read, or do not belong to the images."""

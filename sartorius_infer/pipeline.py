@@ -129,7 +129,7 @@ def run(
         decoded = _ahead(readers, _decode, tasks, depth)
         runner = _Runner(ensemble, options, budget, sum(len(batch.jobs) for batch in batches))
         finish = _Finisher(ensemble, options, encode)
-        outcomes = _ahead(finishers, finish, _predicted(runner, _groups(decoded)), depth)
+        outcomes = _ahead(finishers, finish, _predicted(runner, _groups(decoded)), depth, eager=True)
         for batch in batches:
             results = []
             for outcome in islice(outcomes, len(batch.jobs)):
@@ -173,12 +173,17 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def _ahead(pool: ThreadPoolExecutor, step: Callable[[A], B], items: Iterable[A], depth: int) -> Iterator[B]:
-    """`step` of each item in order, with at most `depth` of them under way or waiting."""
+def _ahead(
+    pool: ThreadPoolExecutor, step: Callable[[A], B], items: Iterable[A], depth: int, eager: bool = False
+) -> Iterator[B]:
+    """`step` of each item in order, with at most `depth` of them under way or waiting.
+
+    `eager` hands out what is done before it takes the next item, rather than keeping a stock.
+    """
     waiting: deque[Future[B]] = deque()
     for item in items:
         waiting.append(pool.submit(step, item))
-        if len(waiting) > depth:
+        while len(waiting) > depth or (eager and waiting and waiting[0].done()):
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()

@@ -55,6 +55,16 @@ def encode_label_map(label_map: Int32, n: int) -> list[str]:
     return [" ".join(words[first:last]) for first, last in pairwise(bounds)]
 
 
+def split_label_map(label_map: Int32, n: int) -> list[tuple[Int64, Int64]]:
+    """Starts (from 0) and lengths, as `decode` gives them, of each label 1..n of `label_map` (H, W).
+
+    Raises ValueError if the map holds a label outside 0..n.
+    """
+    runs = _runs(label_map.ravel(), n)
+    bounds = pairwise(runs.bounds.tolist())
+    return [(runs.starts[first:last], runs.lengths[first:last]) for first, last in bounds]
+
+
 def encode_coco(label_map: Int32, n: int) -> list[CocoRle]:
     """COCO's compressed RLE for each label 1..n of `label_map` (H, W).
 
@@ -116,7 +126,7 @@ def decode(rle: str, size_hw: tuple[int, int]) -> tuple[Int64, Int64]:
 def decode_mask(rle: str, size_hw: tuple[int, int]) -> Bool:
     """The mask (H, W) of the competition's string. Raises ValueError as `decode` does."""
     mask = np.zeros(size_hw, np.bool_)
-    mask.ravel()[_pixels(*decode(rle, size_hw))] = True
+    mask.ravel()[run_pixels(*decode(rle, size_hw))] = True
     return mask
 
 
@@ -130,7 +140,7 @@ def decode_label_map(rles: Sequence[str], size_hw: tuple[int, int]) -> Int32:
         raise ValueError(f"labels {first + 1} and {second + 1} share {pixels} pixel(s)")
     label_map = np.zeros(size_hw, np.int32)
     for label, runs in enumerate(masks, start=1):
-        label_map.ravel()[_pixels(*runs)] = label
+        label_map.ravel()[run_pixels(*runs)] = label
     return label_map
 
 
@@ -250,6 +260,6 @@ def _faults(starts: Int64, lengths: Int64, size_hw: tuple[int, int]) -> Iterator
             yield f"pair {pair + 1} ({starts[pair]} {lengths[pair]}): {reason}"
 
 
-def _pixels(starts: Int64, lengths: Int64) -> Int64:
+def run_pixels(starts: Int64, lengths: Int64) -> Int64:
     """The flat index of every pixel of the runs."""
     return np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 Float16 = NDArray[np.float16]
 Int64 = NDArray[np.int64]
+Float64 = NDArray[np.float64]
 Int32 = NDArray[np.int32]
 UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]

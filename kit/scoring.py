@@ -1,0 +1,36 @@
+"""Whether storing weights in fewer bytes changes the score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sartorius_infer.ensemble import load_ensemble
+from sartorius_infer.images import find_images, read_image
+from sartorius_infer.instances import build_instances, select
+from sartorius_infer.metric import mean_ap, score_image
+from sartorius_infer.passes import predict
+from sartorius_infer.rle import split_label_map
+from sartorius_infer.truth import read_train_csv, require_known
+from sartorius_infer.types import Bool, Float32, Int64
+
+
+def score(manifest: Path, images: Path, truth: Path, device: torch.device) -> float:
+    """The competition's score of a manifest on annotated images, at full precision."""
+    ensemble = load_ensemble([manifest], device)
+    rules, classes = ensemble.manifest.rules, ensemble.classes
+    known, files = read_train_csv(truth), find_images([images])
+    require_known(known, [file.id for file in files], truth)
+
+    def worth_a_mask(scores: Float32, labels: Int64) -> Bool:
+        return select(scores, labels, rules, classes)
+
+    scores = []
+    for file in files:
+        image = read_image(file)
+        (prediction,) = predict(ensemble, [image], worth_a_mask)
+        cells = build_instances(prediction, rules, classes)
+        found = split_label_map(cells.label_map, len(cells))
+        scores.append(score_image(file.id, known[file.id].masks, found, cells.label_map.size))
+    return mean_ap(scores)
