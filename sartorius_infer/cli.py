@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sartorius_infer.cli_predict import BAD_INPUT, OK, add_weights, load_plugins, predict, predict_parser
+from sartorius_infer.cli_score import score_command, score_parser
 from sartorius_infer.errors import SartoriusError
 
 
@@ -151,4 +152,5 @@ _COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argp
     "import": (_import_parser, _import),
     "models": (_models_parser, _models),
     "check": (_check_parser, _check),
+    "score": (score_parser, score_command),
 }

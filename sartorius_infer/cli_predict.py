@@ -28,6 +28,7 @@ The bare command predicts. Other jobs are subcommands, each with a --help of its
   import   turn a training checkpoint, Detectron2's too, into safetensors and a manifest entry
   models   describe a manifest or checkpoints: what was inferred, what is assumed
   check    re-read a submission and list everything wrong with it
+  score    the competition's score of a submission, in total and in parts
 """
 
 EXIT_CODES = (

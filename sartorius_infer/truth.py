@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from PIL import Image
+from pycocotools import mask as coco_mask
 
 from sartorius_infer.errors import TruthError, first_line
 from sartorius_infer.metric import Mask
-from sartorius_infer.rle import decode
+from sartorius_infer.rle import decode, split_label_map
+from sartorius_infer.types import Int32
 
 COLUMNS = ("id", "annotation", "width", "height", "cell_type")
+SUFFIXES = (".tif", ".tiff", ".png")
 
 
 @dataclass(frozen=True, eq=False)
 class TrueImage:
-    """The true cells of one image; `cell_type` is "" where it is not told."""
+    """The true cells of one image; `cell_type` is "" where it is not told, or not one."""
 
     id: str
     size_hw: tuple[int, int]
@@ -25,16 +33,25 @@ class TrueImage:
     masks: tuple[Mask, ...]
 
 
+def read_truth(path: Path) -> dict[str, TrueImage]:
+    """True images by id: from Kaggle's train.csv, COCO's JSON, or a folder of label maps.
+
+    Raises TruthError, naming the file and the image.
+    """
+    if path.is_dir():
+        return read_label_maps(path)
+    return read_coco(path) if path.suffix.lower() == ".json" else read_train_csv(path)
+
+
 def read_train_csv(path: Path) -> dict[str, TrueImage]:
     """Kaggle's `train.csv`: a row a cell with id, annotation, width, height and cell_type.
 
-    Raises TruthError, naming the file and the image, for a missing column, a size or type that
-    changes within an image, or a malformed annotation.
+    Raises TruthError for a missing column, a size or type that changes within an image, or a
+    malformed annotation.
     """
+    texts = {"id": str, "annotation": str, "cell_type": str}
     try:
-        table = pd.read_csv(
-            path, dtype={"id": str, "annotation": str, "cell_type": str}, keep_default_na=False
-        )
+        table = pd.read_csv(path, dtype=texts, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise TruthError(f"{path}: expected a CSV file, found {first_line(error)}") from None
     missing = [name for name in COLUMNS if name not in table]
@@ -45,14 +62,126 @@ def read_train_csv(path: Path) -> dict[str, TrueImage]:
         kinds = rows[["height", "width", "cell_type"]].drop_duplicates().to_numpy().tolist()
         if len(kinds) > 1:
             raise TruthError(f"{path}: {image_id}: expected one size and cell type, found {len(kinds)}")
-        height, width, cell_type = kinds[0]
-        size_hw = (int(height), int(width))
+        size_hw, cell_type = _size(path, image_id, *kinds[0][:2]), str(kinds[0][2])
         try:
             masks = tuple(decode(text, size_hw) for text in rows["annotation"] if text)
         except ValueError as error:
             raise TruthError(f"{path}: {image_id}: {error}") from None
-        images[str(image_id)] = TrueImage(str(image_id), size_hw, str(cell_type), masks)
+        images[str(image_id)] = TrueImage(str(image_id), size_hw, cell_type, masks)
     return images
+
+
+def _size(path: Path, image_id: object, height: object, width: object) -> tuple[int, int]:
+    try:
+        size_hw = int(str(height)), int(str(width))
+    except ValueError:
+        size_hw = (0, 0)
+    if min(size_hw) < 1:
+        raise TruthError(f"{path}: {image_id}: expected a size in whole pixels, found {height!r} x {width!r}")
+    return size_hw
+
+
+def read_coco(path: Path) -> dict[str, TrueImage]:
+    """COCO's JSON: polygons or RLE, made pixels as pycocotools makes them; ids are file stems.
+
+    The cell type is the category's name where an image holds one. Crowd regions are left out.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names = {c["id"]: str(c["name"]) for c in content.get("categories", ())}
+        drawn: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        for annotation in content["annotations"]:
+            if not annotation.get("iscrowd"):
+                drawn[annotation["image_id"]].append(annotation)
+        images: dict[str, TrueImage] = {}
+        for entry in content["images"]:
+            image_id = Path(str(entry["file_name"])).stem
+            size_hw = _size(path, image_id, entry["height"], entry["width"])
+            cells = drawn.pop(entry["id"], [])
+            types = {names.get(cell.get("category_id"), "") for cell in cells}
+            drawn_masks = (coco_runs(cell["segmentation"], size_hw) for cell in cells)
+            # A sliver of a polygon may hold no pixel's centre.
+            masks = tuple(mask for mask in drawn_masks if len(mask[0]))
+            images[image_id] = TrueImage(image_id, size_hw, types.pop() if len(types) == 1 else "", masks)
+    except TruthError:
+        raise
+    except Exception as error:  # a malformed file fails in any way, in pycocotools too
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise TruthError(f"{path}: expected COCO's JSON, found {reason}") from None
+    if drawn:
+        raise TruthError(f"{path}: expected annotations of its images, found some of {next(iter(drawn))!r}")
+    return images
+
+
+def coco_runs(segmentation: Any, size_hw: tuple[int, int]) -> Mask:
+    """Row-major runs of polygons, or of COCO's column-major RLE; raises whatever pycocotools raises."""
+    height, width = size_hw
+    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], (str, bytes)):
+        packed = segmentation
+    else:
+        packed = coco_mask.frPyObjects(segmentation, height, width)
+    if isinstance(packed, list):
+        packed = coco_mask.merge(packed)
+    if tuple(packed["size"]) != size_hw:
+        raise ValueError(f"expected an RLE of {size_hw}, found one of {packed['size']}")
+    (runs,) = split_label_map(coco_mask.decode(packed).astype(np.int32), 1)
+    return runs
+
+
+def read_label_maps(folder: Path) -> dict[str, TrueImage]:
+    """Label maps, 0 for background: `<id>.tif` or `.png`, or `<id>/class1.tif`, ... for each class.
+
+    With a file for each class the cell type is the file's stem where one class alone has cells.
+    """
+    images: dict[str, TrueImage] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix.lower() in SUFFIXES:
+            labels = _read_labels(path)
+            found = TrueImage(path.stem, _hw(labels), "", _cells(labels))
+        elif path.is_dir() and (files := [p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES]):
+            found = _merged(path, {file.stem: _read_labels(file) for file in files})
+        else:
+            continue
+        if found.id in images:
+            raise TruthError(f"{path}: expected one truth of each image, found two of {found.id}")
+        images[found.id] = found
+    if not images:
+        raise TruthError(f"{folder}: expected label maps ({', '.join(SUFFIXES)}), found none")
+    return images
+
+
+def _merged(folder: Path, maps: Mapping[str, Int32]) -> TrueImage:
+    sizes = {_hw(labels) for labels in maps.values()}
+    if len(sizes) > 1:
+        raise TruthError(f"{folder}: expected label maps of one size, found {sorted(sizes)}")
+    cells = {name: _cells(labels) for name, labels in maps.items()}
+    present = [name for name, masks in cells.items() if masks]
+    every = tuple(mask for masks in cells.values() for mask in masks)
+    return TrueImage(folder.name, sizes.pop(), present[0] if len(present) == 1 else "", every)
+
+
+def _hw(labels: Int32) -> tuple[int, int]:
+    return int(labels.shape[0]), int(labels.shape[1])
+
+
+def _read_labels(path: Path) -> Int32:
+    try:
+        with Image.open(path) as picture:
+            labels = np.array(picture)
+    except Exception as error:  # a damaged file fails in any way
+        raise TruthError(f"{path}: expected a label map, found {first_line(error)}") from None
+    whole = labels.dtype.kind in "iub" or bool((labels == labels.round()).all())
+    if labels.ndim != 2 or not whole or labels.min(initial=0) < 0:
+        raise TruthError(f"{path}: expected whole numbers (H, W) from 0, found {labels.dtype} {labels.shape}")
+    return labels.astype(np.int32)
+
+
+def _cells(labels: Int32) -> tuple[Mask, ...]:
+    """One mask for each label that occurs; labels need not be consecutive."""
+    values, dense = np.unique(labels, return_inverse=True)
+    first = 0 if values[0] == 0 else 1
+    numbered = (dense.reshape(labels.shape) + first).astype(np.int32)
+    return tuple(split_label_map(numbered, len(values) - 1 + first))
 
 
 def require_known(truth: Mapping[str, TrueImage], ids: list[str], source: Path) -> None:

@@ -66,6 +66,7 @@ _Weights = tuple[Positive, Positive, Positive, Positive]
 _Colour = tuple[float, float, float]
 _Pooler = Literal["ROIAlignV2", "ROIAlign"]
 _Zero = Annotated[int, Field(ge=0)]
+_Layers = Annotated[int, Field(ge=0, le=100)]
 
 
 class _Keys(BaseModel):
@@ -132,9 +133,9 @@ class _Keys(BaseModel):
     box_size: Count = Field(14, alias="MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION")
     box_sampling: _Zero = Field(0, alias="MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO")
     box_pooler: _Pooler = Field("ROIAlignV2", alias="MODEL.ROI_BOX_HEAD.POOLER_TYPE")
-    box_fcs: _Zero = Field(0, alias="MODEL.ROI_BOX_HEAD.NUM_FC")
+    box_fcs: _Layers = Field(0, alias="MODEL.ROI_BOX_HEAD.NUM_FC")
     box_fc_channels: Count = Field(1024, alias="MODEL.ROI_BOX_HEAD.FC_DIM")
-    box_convs: _Zero = Field(0, alias="MODEL.ROI_BOX_HEAD.NUM_CONV")
+    box_convs: _Layers = Field(0, alias="MODEL.ROI_BOX_HEAD.NUM_CONV")
     box_conv_channels: Count = Field(256, alias="MODEL.ROI_BOX_HEAD.CONV_DIM")
     box_norm: _Norm = Field("none", alias="MODEL.ROI_BOX_HEAD.NORM")
     box_agnostic: bool = Field(False, alias="MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG")
@@ -151,7 +152,7 @@ class _Keys(BaseModel):
     mask_size: Count = Field(14, alias="MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION")
     mask_sampling: _Zero = Field(0, alias="MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO")
     mask_pooler: _Pooler = Field("ROIAlignV2", alias="MODEL.ROI_MASK_HEAD.POOLER_TYPE")
-    mask_convs: _Zero = Field(0, alias="MODEL.ROI_MASK_HEAD.NUM_CONV")
+    mask_convs: _Layers = Field(0, alias="MODEL.ROI_MASK_HEAD.NUM_CONV")
     mask_channels: Count = Field(256, alias="MODEL.ROI_MASK_HEAD.CONV_DIM")
     mask_norm: _Norm = Field("none", alias="MODEL.ROI_MASK_HEAD.NORM")
     mask_agnostic: bool = Field(False, alias="MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK")

@@ -1,0 +1,72 @@
+"""COCO's own measures of a submission, by pycocotools, for evaluations that use them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from sartorius_infer.metric import Mask
+from sartorius_infer.rle import run_pixels
+from sartorius_infer.scoring import Found
+from sartorius_infer.truth import TrueImage
+from sartorius_infer.types import Float64
+
+AREAS = ("all", "small", "medium", "large")
+
+
+def coco_summary(truth: Mapping[str, TrueImage], found: Found) -> dict[str, float]:
+    """AP, AP50, AP75 and AP by area (under 32^2, to 96^2, over it), of masks, without regard to class.
+
+    As many detections an image as there are: COCO's usual limit of 100 would cut dense images off.
+    NaN where there is nothing of an area. Cells without a score, as in a CSV, rank as they stand.
+    """
+    ids = {image_id: number for number, image_id in enumerate(sorted(found), start=1)}
+    images = [{"id": n, "height": truth[i].size_hw[0], "width": truth[i].size_hw[1]} for i, n in ids.items()]
+    true = [
+        {"image_id": n, "category_id": 1, "iscrowd": 0, **_shape(mask, truth[i].size_hw)}
+        for i, n in ids.items()
+        for mask in truth[i].masks
+    ]
+    results = [
+        {"image_id": n, "category_id": 1, "score": cell.score, **_shape(cell.mask, truth[i].size_hw)}
+        for i, n in ids.items()
+        for cell in found[i]
+    ]
+    if not results:
+        return dict.fromkeys(("AP", "AP50", "AP75", *(f"AP {name}" for name in AREAS[1:])), 0.0)
+    for number, entry in enumerate(true, start=1):
+        entry["id"] = number
+    with redirect_stdout(io.StringIO()):  # pycocotools tells its progress there
+        known = COCO()
+        known.dataset = {"images": images, "annotations": true, "categories": [{"id": 1, "name": "cell"}]}
+        known.createIndex()
+        evaluation = COCOeval(known, known.loadRes(results), "segm")
+        evaluation.params.maxDets = [max(len(cells) for cells in found.values())]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, 0, :, 0]  # (thresholds, recalls, areas)
+    return {
+        "AP": _mean(precision[:, :, 0]),
+        "AP50": _mean(precision[0, :, 0]),
+        "AP75": _mean(precision[5, :, 0]),
+        **{f"AP {name}": _mean(precision[:, :, k]) for k, name in enumerate(AREAS) if k},
+    }
+
+
+def _shape(mask: Mask, size_hw: tuple[int, int]) -> dict[str, object]:
+    pixels = np.zeros(size_hw, np.uint8)
+    pixels.ravel()[run_pixels(*mask)] = 1
+    packed = coco_mask.encode(np.asfortranarray(pixels))
+    area, bbox = float(coco_mask.area(packed)), [float(v) for v in coco_mask.toBbox(packed)]
+    return {"segmentation": packed, "area": area, "bbox": bbox}
+
+
+def _mean(values: Float64) -> float:
+    known = values[values > -1]
+    return float(known.mean()) if known.size else float("nan")
