@@ -17,7 +17,7 @@ from kit.wheels import read_image
 from sartorius_infer.device import resolve_device
 from sartorius_infer.ensemble import load_ensemble
 from sartorius_infer.errors import SartoriusError
-from sartorius_infer.manifest import MANIFEST_NAME, load_manifest
+from sartorius_infer.manifest import MANIFEST_NAME, Manifest, load_manifest
 
 OK, BAD_INPUT = 0, 1
 GB = 10**9
@@ -59,11 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--wheels", type=Path, metavar="DIR", help="take missing wheels from here instead of pip's index")
     add("--limit-gb", type=float, default=20.0, metavar="G", help="of storage (default: %(default)g)")
     add("--kernel-out", type=Path, metavar="DIR", help="also write the notebook, with the ids filled in")
-    add("--test-images", type=int, default=240, metavar="N", help="for the run time (default: %(default)s)")
+    add("--test-images", type=_count, default=240, metavar="N", help="for the run time (default: %(default)s)")
     add("--calibrate", type=Path, metavar="IMAGES", help="measure the run time on a few images, here")
     add("--device", default="auto", help="to calibrate on: auto, cpu, cuda (default: %(default)s)")
     add("--calibration", type=Path, metavar="JSON", help="where --calibrate is kept, or was")
-    add("--devices", type=int, default=1, metavar="N", help="that share the images (default: %(default)s)")
+    add("--devices", type=_count, default=1, metavar="N", help="that share the images (default: %(default)s)")
     add("--limit-hours", type=float, default=costs.LIMIT_HOURS, metavar="H", help="default: %(default)g")
     add("--truth", type=Path, metavar="CSV", help="with --truth-images: the score that storing changes")
     add("--truth-images", type=Path, metavar="DIR", help="annotated images, every one in --truth")
@@ -73,13 +73,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found {text!r}")
+    return int(text)
+
+
 def _build(arguments: argparse.Namespace) -> int:
     if (arguments.truth is None) != (arguments.truth_images is None):
         raise KitError("expected --truth and --truth-images together, found one")
     slug = arguments.id.partition("/")[2]
     metadata = dataset.Metadata(arguments.id, arguments.title or slug, arguments.licence)
-    specs = load_manifest(arguments.manifest).manifest.models
-    calibration = _calibration(arguments)
+    manifest = load_manifest(arguments.manifest).manifest
+    calibration = _calibration(arguments, manifest)
     built = dataset.build(
         arguments.manifest,
         arguments.out,
@@ -95,9 +101,10 @@ def _build(arguments: argparse.Namespace) -> int:
         )
     if arguments.truth:
         _report_score(arguments)
-    fits = _report_bytes(arguments, built, {spec.name: spec.weight for spec in specs})
+    weights = {spec.name: spec.weight for spec in manifest.models}
+    fits = _report_bytes(arguments, built, weights)
     if calibration is not None:
-        fits &= _report_time(arguments, calibration, {spec.name: spec.weight for spec in specs})
+        fits &= _report_time(arguments, calibration, weights)
     print(f"written   {arguments.out}")
     if arguments.kernel_out:
         write_kernel(arguments.kernel_out, arguments.id)
@@ -109,9 +116,17 @@ def _build(arguments: argparse.Namespace) -> int:
     return OK if fits else BAD_INPUT
 
 
-def _calibration(arguments: argparse.Namespace) -> costs.Calibration | None:
+def _calibration(arguments: argparse.Namespace, manifest: Manifest) -> costs.Calibration | None:
     if arguments.calibrate is None:
-        return costs.read_calibration(arguments.calibration) if arguments.calibration else None
+        if arguments.calibration is None:
+            return None
+        kept = costs.read_calibration(arguments.calibration)
+        looks = {(spec.name, view) for spec in manifest.models for view in manifest.views}
+        if looks != {(name, view) for name, view, _ in kept.looks}:
+            raise KitError(
+                f"{arguments.calibration}: expected a calibration of this manifest, found that of another"
+            )
+        return kept
     device = resolve_device(arguments.device)
     precision = torch.float16 if device.type == "cuda" else torch.float32
     measured = costs.calibrate(load_ensemble([arguments.manifest], device, precision), arguments.calibrate)

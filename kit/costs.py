@@ -89,9 +89,12 @@ def read_calibration(path: Path) -> Calibration:
 def drops_for_time(
     calibration: Calibration, weights: dict[str, float], images: int, devices: int, limit: float
 ) -> list[str]:
-    """What to leave out so that the run fits: the last views first, then networks of the least weight."""
+    """What to leave out so that the run fits: the last views first, then networks of the least weight.
+
+    Nothing where one network in one view takes too long.
+    """
     views = list(dict.fromkeys(view for _, view, _ in calibration.looks))
-    names = sorted(dict.fromkeys(name for name, _, _ in calibration.looks), key=lambda n: weights[n])
+    names = _least_first(list(dict.fromkeys(name for name, _, _ in calibration.looks)), weights)
     steps = [(f"view {v}", [(n, v) for n in names]) for v in reversed(views[1:])]
     steps += [(f"network {n}", [(n, v) for v in views]) for n in names[:-1]]
     said: list[str] = []
@@ -101,15 +104,23 @@ def drops_for_time(
             break
         said.append(what)
         gone += looks
-    return said
+    return said if calibration.hours(images, devices, gone) <= limit else []
 
 
 def drops_for_bytes(sizes: dict[str, int], weights: dict[str, float], over: int) -> list[str]:
-    """Networks to leave out, of the least weight first, so that `over` bytes are saved; one stays."""
+    """Networks to leave out, of the least weight first, so that `over` bytes are saved; one stays.
+
+    Nothing where one is too large.
+    """
     said: list[str] = []
-    for name in sorted(sizes, key=lambda n: weights[n])[:-1]:
+    for name in _least_first(list(sizes), weights)[:-1]:
         if over <= 0:
             break
         said.append(f"network {name}")
         over -= sizes[name]
-    return said
+    return said if over <= 0 else []
+
+
+def _least_first(names: Sequence[str], weights: dict[str, float]) -> list[str]:
+    """Networks by weight; of equal ones the last goes first, as a run at its time limit drops them."""
+    return sorted(reversed(names), key=lambda name: weights[name])

@@ -158,14 +158,14 @@ def _listing(folder: Path) -> dict[str, dict[str, Any]]:
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in _files(folder)
-        if path.name != CONTENTS
+        if path != folder / CONTENTS
     }
 
 
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place once the block ends well; else it is removed."""
-    if out.exists() and not (out / CONTENTS).is_file():
+    if out.exists() and not _is_dataset(out):
         raise KitError(
             f"{out}: expected an earlier dataset or nothing, found something else; choose another --out"
         )
@@ -175,12 +175,24 @@ def _replacing(out: Path) -> Iterator[Path]:
     new.mkdir()
     try:
         yield new
-        if out.exists():
-            out.rename(old)
-        new.rename(out)
+        try:
+            if out.exists():
+                out.rename(old)
+            new.rename(out)
+        except BaseException:
+            if old.exists() and not out.exists():
+                old.rename(out)
+            raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_dataset(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / CONTENTS).read_text(encoding="utf-8"))["kind"] == KIND)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def verify(folder: Path, install: bool = False) -> None:
@@ -205,11 +217,21 @@ def verify(folder: Path, install: bool = False) -> None:
                 f"{folder / name}: expected {listed.get(name)}, found {found.get(name)}: it {what}"
             )
     _require_survives(folder)
-    said = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-    Metadata(said["id"], said["title"], said["licenses"][0]["name"])
+    _require_metadata(folder / METADATA)
     verify_files(load_manifest(folder / MANIFEST_NAME))
     if install:
         require_installs(folder)
+
+
+def _require_metadata(path: Path) -> None:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        (licence,) = said["licenses"]
+        Metadata(str(said["id"]), str(said["title"]), str(licence["name"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KitError(f"{path}: expected an id, a title and one licence, found {error!r}") from None
+    except KitError as error:
+        raise KitError(f"{path}: {error}") from None
 
 
 def _require_survives(folder: Path) -> None:
@@ -249,3 +271,5 @@ def require_installs(folder: Path) -> None:
             if run.returncode:
                 last = (run.stderr.strip().splitlines() or ["no reason given"])[-1]
                 raise KitError(f"{folder}: expected wheels that install and import, found {last}")
+        if not Path(run.stdout.strip()).is_relative_to(scratch):
+            raise KitError(f"{folder}: expected a wheel of sartorius_infer, found none")

@@ -10,6 +10,7 @@ from kit.errors import KitError
 from kit.wheels import ROOT
 
 SOURCE = ROOT / "kernel"
+LONGEST_TITLE = 50
 NOTEBOOK, METADATA = "sartorius_infer.ipynb", "kernel-metadata.json"
 
 
@@ -19,9 +20,10 @@ def write_kernel(out: Path, dataset: str) -> None:
         raise KitError(f"{out}: expected a folder of its own, found the notebook's source")
     metadata = json.loads((SOURCE / METADATA).read_text(encoding="utf-8"))
     owner, _, slug = dataset.partition("/")
+    name = f"{slug[: LONGEST_TITLE - len('-submit')].rstrip('-')}-submit"
     metadata |= {
-        "id": f"{owner}/{slug}-submit",
-        "title": f"{slug}-submit".replace("-", " "),
+        "id": f"{owner}/{name}",
+        "title": name.replace("-", " "),
         "dataset_sources": [dataset],
     }
     out.mkdir(parents=True, exist_ok=True)

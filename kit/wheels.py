@@ -17,6 +17,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from kit.errors import KitError
 
@@ -94,7 +95,7 @@ def add_missing(own: Path, image: KaggleImage, found_in: Path | None = None) -> 
                 continue
             if name in _NEVER:
                 raise KitError(f"{wheel.name}: needs {requirement}, which is never shipped")
-            added[name] = _fetch(requirement, own.parent, found_in)
+            added[name] = _fetch(requirement, own.parent, image, found_in)
             pending.append(added[name])
     return sorted(added.values())
 
@@ -103,8 +104,18 @@ def _requirements(wheel: Path) -> list[Requirement]:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         metadata = Parser().parsestr(archive.read(name).decode())
-    wanted = [Requirement(line) for line in metadata.get_all("Requires-Dist") or []]
-    return [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return [Requirement(line) for line in metadata.get_all("Requires-Dist") or []]
+
+
+def _applies(requirement: Requirement, python: str) -> bool:
+    """Whether Kaggle needs it: that depends on its Python, not on the one that packs."""
+    kaggle = {
+        **{"extra": "", "python_version": python, "python_full_version": f"{python}.0"},
+        **{"implementation_name": "cpython", "platform_python_implementation": "CPython"},
+        **{"os_name": "posix", "sys_platform": "linux", "platform_system": "Linux"},
+        "platform_machine": "x86_64",
+    }
+    return requirement.marker is None or requirement.marker.evaluate(kaggle)
 
 
 def _is_missing(requirement: Requirement, image: KaggleImage, wheel: Path) -> bool:
@@ -112,6 +123,8 @@ def _is_missing(requirement: Requirement, image: KaggleImage, wheel: Path) -> bo
     missing = False
     for python, packages in image.pythons.items():
         name = canonicalize_name(requirement.name)
+        if not _applies(requirement, python):
+            continue
         if name not in packages:
             missing = True
             continue
@@ -123,10 +136,13 @@ def _is_missing(requirement: Requirement, image: KaggleImage, wheel: Path) -> bo
     return missing
 
 
-def _fetch(requirement: Requirement, folder: Path, found_in: Path | None) -> Path:
+def _fetch(requirement: Requirement, folder: Path, image: KaggleImage, found_in: Path | None) -> Path:
+    oldest = min(image.pythons, key=Version)
+    wanted = f"{requirement.name}{requirement.specifier}"  # without its marker, which pip would ask here
     with tempfile.TemporaryDirectory() as scratch:
         where = ["--no-index", "--find-links", str(found_in)] if found_in else []
-        _pip("download", "--no-deps", "--only-binary", ":all:", *where, "--dest", scratch, str(requirement))
+        words = ["--no-deps", "--only-binary", ":all:", "--python-version", oldest, *where]
+        _pip("download", *words, "--dest", scratch, wanted)
         (wheel,) = Path(scratch).glob("*.whl")
         if not wheel.name.endswith("-none-any.whl"):
             raise KitError(f"{wheel.name}: expected a wheel for every Python, found one for a single one")

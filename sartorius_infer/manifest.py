@@ -85,6 +85,24 @@ class Fusion(Settings):
     max_boxes: Count = Field(3000, description="the best of one class in one image; the cost is quadratic")
 
 
+class Evidence(Settings):
+    """What speaks for tuned rules: scores on annotated images, each in [0, 1].
+
+    start is the score of the rules before, seen that of the chosen ones on the images they were chosen
+    on, unseen that of rules chosen without the image (cross-validation); low and high bound unseen
+    minus start with 95 % confidence.
+    """
+
+    images: Count
+    folds: Count
+    seed: int
+    start: Fraction
+    seen: Fraction
+    unseen: Fraction
+    low: Annotated[float, Field(ge=-1, le=1)]
+    high: Annotated[float, Field(ge=-1, le=1)]
+
+
 class Manifest(Settings):
     """The whole file. `version` is 1; unknown keys are errors."""
 
@@ -97,6 +115,7 @@ class Manifest(Settings):
     views: Annotated[tuple[str, ...], Field(min_length=1)] = ("identity",)
     fusion: Fusion = Fusion()
     rules: Rules = Rules()
+    evidence: Evidence | None = Field(None, description="of the rules, where `tune` chose them")
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:

@@ -37,9 +37,11 @@ class NumpyValue:
 class NumpyDtype(NumpyValue):
     """What stands for a dtype: its code, such as "f4", and byte order."""
 
+    code: object = ""  # of one that is made without a call
+    order: object = "|"
+
     def __init__(self, code: object = "", *flags: object) -> None:
         self.code = code
-        self.order: object = "|"
 
     def __setstate__(self, state: object) -> None:
         """Take (version, byte order, ...)."""
@@ -56,8 +58,10 @@ class NumpyDtype(NumpyValue):
 class NumpyArray(NumpyValue):
     """What stands for an array: shape, dtype, order and bytes, as its pickle fills them in."""
 
+    state: tuple[Any, ...] = ()
+
     def __init__(self, *parts: object) -> None:
-        self.state: tuple[Any, ...] = ()
+        """Take the class, shape and dtype of what is filled in later."""
 
     def __setstate__(self, state: object) -> None:
         """Take (version, shape, dtype, whether in Fortran order, bytes)."""

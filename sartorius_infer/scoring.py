@@ -57,7 +57,8 @@ class Score:
 
     def by_threshold(self) -> Float64:
         """Mean precision over images at each threshold, float64 (10,)."""
-        return np.stack([image.precision for image in self.images]).mean(axis=0)
+        mean: Float64 = np.stack([image.precision for image in self.images]).mean(axis=0)
+        return mean
 
     def by_type(self) -> dict[str, Score]:
         """The score of the images of each cell type; "" for those that do not tell it."""

@@ -31,7 +31,7 @@ def pack(state: Mapping[str, Tensor], store: Store, file: str) -> dict[str, Tens
     packed: dict[str, Tensor] = {}
     for key, tensor in sorted(state.items()):
         wide = tensor.float() if tensor.is_floating_point() else tensor
-        if store == "float32" or tensor.ndim < 2 or not tensor.is_floating_point():
+        if store == "float32" or tensor.ndim < 2 or not tensor.numel() or not tensor.is_floating_point():
             kept = tensor if tensor.dtype == torch.float16 and store != "float32" else wide
             packed[key] = kept.clone().contiguous()
             continue

@@ -52,11 +52,17 @@ def read_train_csv(path: Path) -> dict[str, TrueImage]:
     texts = {"id": str, "annotation": str, "cell_type": str}
     try:
         table = pd.read_csv(path, dtype=texts, keep_default_na=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged or cut off file, compressed ones too, fails in any way
         raise TruthError(f"{path}: expected a CSV file, found {first_line(error)}") from None
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise TruthError(f"{path}: expected columns {', '.join(COLUMNS)}, found no {', '.join(missing)}")
+    # pandas makes an index of what a first row has beyond the header.
+    if not isinstance(table.index, pd.RangeIndex):
+        raise TruthError(f"{path}: expected {len(table.columns)} fields in line 2, found more")
+    if (table["id"] == "").any():
+        line = int((table["id"] == "").to_numpy().argmax()) + 2
+        raise TruthError(f"{path}: expected an id in each row, found none in line {line}")
     images: dict[str, TrueImage] = {}
     for image_id, rows in table.groupby("id", sort=True):
         kinds = rows[["height", "width", "cell_type"]].drop_duplicates().to_numpy().tolist()
@@ -64,7 +70,7 @@ def read_train_csv(path: Path) -> dict[str, TrueImage]:
             raise TruthError(f"{path}: {image_id}: expected one size and cell type, found {len(kinds)}")
         size_hw, cell_type = _size(path, image_id, *kinds[0][:2]), str(kinds[0][2])
         try:
-            masks = tuple(decode(text, size_hw) for text in rows["annotation"] if text)
+            masks = tuple(decode(text, size_hw) for text in rows["annotation"] if text.strip())
         except ValueError as error:
             raise TruthError(f"{path}: {image_id}: {error}") from None
         images[str(image_id)] = TrueImage(str(image_id), size_hw, cell_type, masks)
