@@ -44,16 +44,19 @@ class Budget:
 
     def looked(self, network: str, view: str, seconds: float, images: int) -> None:
         """Take note that a network looked at some images in a view."""
-        self._shares[network, view] += seconds
-        self._looked[network, view] += images
+        # The first batch pays for starting up, which no later one does.
+        if self._warm:
+            self._shares[network, view] += seconds
+            self._looked[network, view] += images
 
     def finished(self, images: int) -> None:
         """Take note that some images are done, all by the ensemble that `choose` gave last."""
+        if self._last is None:  # none of them entered a network yet
+            return
         now = self.clock()
-        if self._last is not None and self._warm:
+        if self._warm:
             self._images += images
             self._spent += now - self._last
-        # The first batch pays for starting up, which no later one does.
         self._last, self._warm = now, True
 
     def choose(self, ensemble: Ensemble, remaining: int) -> Ensemble | None:
@@ -77,11 +80,10 @@ class Budget:
 
     def _projected(self, measured: Ensemble, other: Ensemble, remaining: int) -> float:
         """Seconds for the remaining images with `other`, from what `measured` took; 0 before any."""
-        if not self._images:
-            return 0.0
         whole = self._cost(measured)
-        share = self._cost(other) / whole if whole else 1.0
-        return remaining * share * self._spent / self._images
+        if not self._images or not whole:
+            return 0.0
+        return remaining * self._cost(other) / whole * self._spent / self._images
 
     def _cost(self, ensemble: Ensemble) -> float:
         """Measured seconds of all networks in all views, an image."""

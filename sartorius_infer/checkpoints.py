@@ -172,7 +172,7 @@ def _uncompiled(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def _strip_prefix(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], str]:
-    """Remove what stands before backbone, rpn and roi_heads, and copies of the same tensors.
+    """Remove what stands before backbone, rpn and roi_heads from every key, and copies of the same tensors.
 
     Keys that belong to no such network stay as they are, so that whoever builds the network names them.
     """
@@ -192,7 +192,7 @@ def _strip_prefix(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tenso
             raise CheckpointError(
                 f"{path}: expected one network, found two that differ, {prefix!r} and {other!r}; keep one"
             )
-    return inside | {k: t for k, t in outside.items() if k not in copies}, prefix
+    return inside | {k.removeprefix(prefix): t for k, t in outside.items() if k not in copies}, prefix
 
 
 def _under(key: str, prefix: str) -> bool:

@@ -56,15 +56,17 @@ class Journal:
     """The finished batches of one run, by their number in its list.
 
     `about` says what results depend on, by short names; a journal whose `about` differs is refused.
-    `fresh` removes what is there. Raises JournalError, which names what differs, and OSError.
+    None takes a journal as it is. `fresh` removes what is there. Raises JournalError, which names what
+    differs, and OSError.
     """
 
-    def __init__(self, folder: Path, about: Mapping[str, str], *, fresh: bool = False) -> None:
+    def __init__(self, folder: Path, about: Mapping[str, str] | None, *, fresh: bool = False) -> None:
         self.folder = folder
         if fresh and folder.is_dir():
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._require_same(dict(about))
+        if about is not None:
+            self._require_same(dict(about))
         self._places: dict[int, _Place] = {}
         for part in sorted(folder.glob("*.part")):
             self._index(part)
@@ -75,13 +77,17 @@ class Journal:
         try:
             known = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
+            # Left where the removal of a journal was killed, they may be of any run.
+            for part in self.folder.glob("*.part"):
+                part.unlink()
             with atomic_file(path, "w") as file:
                 json.dump(about, file, indent=1)
             return
         except ValueError:
-            known = {}
+            known = None
         if known != about:
-            differs = [name for name in {**about, **dict(known)} if dict(known).get(name) != about.get(name)]
+            found = known if isinstance(known, dict) else {}
+            differs = [name for name in {**about, **found} if found.get(name) != about.get(name)]
             raise JournalError(
                 f"{self.folder}: expected the journal of this run, found that of another: it differs in "
                 f"{', '.join(differs)}; remove the folder, or go on with what it was made with"
@@ -103,9 +109,10 @@ class Journal:
     def add(self, number: int, results: Sequence[Result]) -> None:
         """Record a finished batch; it is kept whatever happens to the process or its machine after."""
         if self._file is None:
-            self._file = (self.folder / f"{secrets.token_hex(8)}.part").open("xb")
+            self._part = self.folder / f"{secrets.token_hex(8)}.part"
+            self._file = self._part.open("xb")
         line = _line({"batch": number, "results": [asdict(result) for result in results]})
-        self._places[number] = _Place(Path(self._file.name), self._file.tell(), len(line))
+        self._places[number] = _Place(self._part, self._file.tell(), len(line))
         self._file.write(line)
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -130,7 +137,7 @@ class Journal:
     def salvage(cls, folder: Path) -> Iterator[Result]:
         """Every recorded image of whatever run left a journal there; none where there is no journal."""
         if (folder / ABOUT).is_file():
-            yield from cls(folder, json.loads((folder / ABOUT).read_text(encoding="utf-8"))).results()
+            yield from cls(folder, None).results()
 
     def reread(self) -> None:
         """Take in what other processes have recorded since."""
@@ -162,6 +169,6 @@ def _content(line: bytes) -> dict[str, Any]:
 def _number(line: bytes) -> int | None:
     """The batch of a record, or None for a line that is not whole."""
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
-    if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
+    if not line.endswith(b"\n") or not text or checksum != b"%08x" % zlib.crc32(text):
         return None
     return int(_content(line)["batch"])

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from sartorius_infer.errors import SartoriusError
+from sartorius_infer.errors import SartoriusError, first_line
 from sartorius_infer.images import find_competition, find_images, image_size, read_image
 from sartorius_infer.journal import Journal, journal_folder
 from sartorius_infer.manifest import MANIFEST_NAME
@@ -35,7 +35,10 @@ log = logging.getLogger(__name__)
 INPUT = Path("/kaggle/input")
 
 GRACE_S = 300
-"""How long after its time limit a run may still be writing before it is ended."""
+"""How long after its time limit a run may still be writing before it is asked to end."""
+
+PARTING_S = 60
+"""How long it may take to end before it is killed; torchrun gives its processes 30 s."""
 
 
 @dataclass(frozen=True)
@@ -117,16 +120,20 @@ def gpu_count() -> int:
 def _run(words: Sequence[str], processes: int, seconds: int) -> int:
     """The command line in a process of its own, or in several by torchrun; its exit code.
 
-    A run that hangs is ended some minutes after its time limit.
+    A run that hangs is ended some minutes after its time limit, with all its processes.
     """
     python = [sys.executable, "-m"]
     if processes > 1:
         python += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         python += ["--max-restarts=3", "-m"]
-    # A session of its own, so that torchrun's processes end with it.
     with subprocess.Popen([*python, "sartorius_infer", *words], start_new_session=True) as process:
         try:
             return process.wait(seconds + GRACE_S)
+        except subprocess.TimeoutExpired:
+            # torchrun gives its processes sessions of their own, and ends them once it is asked to end.
+            process.terminate()
+        try:
+            return process.wait(PARTING_S)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             return process.wait()
@@ -134,7 +141,10 @@ def _run(words: Sequence[str], processes: int, seconds: int) -> int:
 
 def _salvage(submission: Path) -> str:
     """Write what the journal of a failed run holds; says how much."""
-    results = list(Journal.salvage(journal_folder(submission)))
+    try:
+        results = list(Journal.salvage(journal_folder(submission)))
+    except Exception as error:  # a damaged journal fails in any way
+        return f"the run did not end, and its journal cannot be read: {first_line(error)}"
     if results:
         with SubmissionWriter(submission) as writer:
             for result in results:
@@ -148,12 +158,7 @@ def mend(submission: Path, images: Path, sample: Path) -> list[str]:
     Images with a faulty row, or none, get a blank one. A file that cannot be read is written anew.
     """
     ids = read_sample_submission(sample)
-    sizes = {}
-    for file in find_images([images]):
-        try:
-            sizes[file.id] = image_size(file)
-        except SartoriusError as error:
-            log.warning("%s", error)
+    sizes = _sizes(images, ids)
     try:
         found = check_submission(submission, sizes, ids)
         rows = read_submission(submission) if found else []
@@ -169,6 +174,24 @@ def mend(submission: Path, images: Path, sample: Path) -> list[str]:
             own = [row.predicted for row in rows if row.id == image_id and image_id not in bad]
             writer.write(encode_rows(image_id, [rle for rle in own if rle] or [""]))
     return faults
+
+
+def _sizes(images: Path, ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """(H, W) of the images of these ids, as far as they can be read."""
+    sizes = {}
+    try:
+        files = find_images([images])
+    except SartoriusError as error:
+        log.warning("%s", error)
+        files = ()
+    wanted = set(ids)
+    for file in files:
+        try:
+            if file.id in wanted:
+                sizes[file.id] = image_size(file)
+        except SartoriusError as error:
+            log.warning("%s", error)
+    return sizes
 
 
 def _count(submission: Path) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,9 +50,8 @@ def read_train_csv(path: Path) -> dict[str, TrueImage]:
     Raises TruthError for a missing column, a size or type that changes within an image, or a
     malformed annotation.
     """
-    texts = {"id": str, "annotation": str, "cell_type": str}
     try:
-        table = pd.read_csv(path, dtype=texts, keep_default_na=False)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except Exception as error:  # a damaged or cut off file, compressed ones too, fails in any way
         raise TruthError(f"{path}: expected a CSV file, found {first_line(error)}") from None
     missing = [name for name in COLUMNS if name not in table]
@@ -102,6 +102,8 @@ def read_coco(path: Path) -> dict[str, TrueImage]:
         images: dict[str, TrueImage] = {}
         for entry in content["images"]:
             image_id = Path(str(entry["file_name"])).stem
+            if image_id in images:
+                raise TruthError(f"{path}: expected one truth of each image, found two of {image_id}")
             size_hw = _size(path, image_id, entry["height"], entry["width"])
             cells = drawn.pop(entry["id"], [])
             types = {names.get(cell.get("category_id"), "") for cell in cells}
@@ -122,15 +124,18 @@ def read_coco(path: Path) -> dict[str, TrueImage]:
 def coco_runs(segmentation: Any, size_hw: tuple[int, int]) -> Mask:
     """Row-major runs of polygons, or of COCO's column-major RLE; raises whatever pycocotools raises."""
     height, width = size_hw
+    if isinstance(segmentation, dict) and tuple(segmentation["size"]) != size_hw:
+        raise ValueError(f"expected an RLE of {size_hw}, found one of {segmentation['size']}")
     if isinstance(segmentation, dict) and isinstance(segmentation["counts"], (str, bytes)):
         packed = segmentation
     else:
         packed = coco_mask.frPyObjects(segmentation, height, width)
     if isinstance(packed, list):
         packed = coco_mask.merge(packed)
-    if tuple(packed["size"]) != size_hw:
-        raise ValueError(f"expected an RLE of {size_hw}, found one of {packed['size']}")
-    (runs,) = split_label_map(coco_mask.decode(packed).astype(np.int32), 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools' arrays are older than numpy 2
+        pixels = coco_mask.decode(packed).astype(np.int32)
+    (runs,) = split_label_map(pixels, 1)
     return runs
 
 
@@ -173,9 +178,11 @@ def _hw(labels: Int32) -> tuple[int, int]:
 def _read_labels(path: Path) -> Int32:
     try:
         with Image.open(path) as picture:
-            labels = np.array(picture)
+            pages, labels = getattr(picture, "n_frames", 1), np.array(picture)
     except Exception as error:  # a damaged file fails in any way
         raise TruthError(f"{path}: expected a label map, found {first_line(error)}") from None
+    if pages > 1:
+        raise TruthError(f"{path}: expected a label map, found a stack of {pages}")
     whole = labels.dtype.kind in "iub" or bool((labels == labels.round()).all())
     if labels.ndim != 2 or not whole or labels.min(initial=0) < 0:
         raise TruthError(f"{path}: expected whole numbers (H, W) from 0, found {labels.dtype} {labels.shape}")

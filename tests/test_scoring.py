@@ -36,9 +36,10 @@ def shifted(labels: Int32, rng: np.random.Generator) -> Int32:
     return np.roll(labels, tuple(rng.integers(-2, 3, 2)), (0, 1))
 
 
-def write_case(
-    folder: Path, images: int = 4, seed: int = 0
-) -> tuple[Path, Path, dict[str, tuple[Int32, Int32]]]:
+Maps = dict[str, tuple[Int32, Int32]]
+
+
+def write_case(folder: Path, images: int = 4, seed: int = 0) -> tuple[Path, Path, Maps]:
     """train.csv, submission.csv, and the true and found label map of each image."""
     rng = np.random.default_rng(seed)
     maps: Maps = {}
@@ -64,9 +65,8 @@ def as_instances(image_id: str, labels: Int32) -> Instances:
 def plain_ap(true: Int32, found: Int32) -> float:
     """The slow, obvious way: dense masks, and the best assignment at each threshold."""
     one, other = ([m == k for k in np.unique(m[m > 0])] for m in (true, found))
-    ious = np.array([[(a & b).sum() / (a | b).sum() for b in other] for a in one]).reshape(
-        len(one), len(other)
-    )
+    pairs = [[(a & b).sum() / (a | b).sum() for b in other] for a in one]
+    ious = np.array(pairs).reshape(len(one), len(other))
     precisions = []
     for t in THRESHOLDS:
         match = ious > t + 1e-9

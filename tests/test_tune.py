@@ -130,9 +130,8 @@ def test_curves_pass_through_the_chosen_point() -> None:
     some = examples()
     scorer = Scorer(some, CLASSES)
     drawn = curves(scorer, HIDDEN)
-    assert {(c.class_name, c.setting) for c in drawn} == {
-        (n, s) for n in CLASSES for s in ("score", "min_area")
-    }
+    expected = {(name, setting) for name in CLASSES for setting in ("score", "min_area")}
+    assert {(curve.class_name, curve.setting) for curve in drawn} == expected
     for curve in drawn:
         assert curve.scores[curve.values.index(curve.chosen)] == 1
 

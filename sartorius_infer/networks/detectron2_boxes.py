@@ -55,9 +55,9 @@ def apply_deltas(deltas: Tensor, boxes: Tensor, weights: Sequence[float]) -> Ten
     """Boxes (N, 4 k) that deltas (N, 4 k), k of them for each box, make of boxes (N, 4)."""
     sizes = boxes[:, 2:] - boxes[:, :2]  # (N, 2): width, height
     centres = boxes[:, :2] + 0.5 * sizes
-    dx, dy, dw, dh = (deltas.reshape(len(boxes), -1, 4) / deltas.new_tensor(weights)).unbind(
-        -1
-    )  # each (N, k)
+    dx, dy, dw, dh = (
+        deltas.reshape(len(boxes), deltas.shape[1] // 4, 4) / deltas.new_tensor(weights)
+    ).unbind(-1)  # each (N, k)
     x = dx * sizes[:, 0:1] + centres[:, 0:1]
     y = dy * sizes[:, 1:2] + centres[:, 1:2]
     w = dw.clamp(max=LOG_SCALE_LIMIT).exp() * sizes[:, 0:1]

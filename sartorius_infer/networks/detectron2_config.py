@@ -61,7 +61,16 @@ def _limit(value: int) -> int:
 _Norm = Annotated[Literal["none", "frozen", "group", "batch"], BeforeValidator(_norm)]
 _Levels = Annotated[tuple[int, ...], Field(min_length=1), _features("p", 6)]
 _Stages = Annotated[tuple[int, ...], Field(min_length=1), _features("res", 5)]
-_Lists = Annotated[tuple[Annotated[tuple[Positive, ...], Field(min_length=1)], ...], Field(min_length=1)]
+
+
+def _nested(value: Any) -> Any:
+    """A list of numbers is one for all levels, as Detectron2 reads it."""
+    flat = isinstance(value, (list, tuple)) and value and not isinstance(value[0], (list, tuple))
+    return [value] if flat else value
+
+
+_List = Annotated[tuple[Positive, ...], Field(min_length=1)]
+_Lists = Annotated[tuple[_List, ...], Field(min_length=1), BeforeValidator(_nested)]
 _Weights = tuple[Positive, Positive, Positive, Positive]
 _Colour = tuple[float, float, float]
 _Pooler = Literal["ROIAlignV2", "ROIAlign"]

@@ -143,7 +143,7 @@ class Detectron2Network(nn.Module):
         """One image's detections: boxes (R, 4 K) or (R, 4) and scores (R, K + 1), background last."""
         limits = self.parts.detection
         finite = _finite_rows("detections", boxes, scores)
-        boxes = clip(boxes[finite].reshape(int(finite.sum()), -1, 4), input_hw)
+        boxes = clip(boxes[finite].reshape(int(finite.sum()), boxes.shape[1] // 4, 4), input_hw)
         scores = scores[finite][:, :-1]
         row, label = torch.nonzero(scores > limits.score, as_tuple=True)
         boxes, scores = boxes[row, label if boxes.shape[1] > 1 else 0], scores[row, label]
@@ -201,7 +201,7 @@ def foreground_classes(state: Mapping[str, Tensor], file: str) -> int:
         if key in state and state[key].ndim == 2 and state[key].shape[0] > 1:
             return int(state[key].shape[0]) - 1
     raise CheckpointError(
-        f"{file}: expected roi_heads.box_predictor.cls_score.weight of (classes + 1, channels), found none"
+        f"{file}: expected roi_heads.box_predictor.cls_score.weight of (classes + 1, channels), found none such"
     )
 
 
@@ -227,6 +227,6 @@ def build_detectron2(spec: ModelSpec, state: dict[str, Tensor], precision: torch
     parts, class_count = spec.detectron2, foreground_classes(state, spec.file)
     with torch.device("meta"):
         model = Detectron2Model(parts, class_count)
-    load_state(model, canonical_state(state, parts), spec.file)
+    load_state(model, canonical_state(state, parts), spec.file, "Likely the config of another checkpoint.")
     model.requires_grad_(False)
     return Detectron2Network(model, parts, class_count, spec.preprocessing, precision)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from sartorius_infer.errors import CheckpointError
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor], file: str) -> None:
+def load_state(model: nn.Module, state: Mapping[str, Tensor], file: str, cause: str = "") -> None:
     """Put the tensors into a model built on the meta device, as float32.
 
     Raises one CheckpointError that lists the first missing, unexpected and misshapen keys and the
-    likely cause.
+    likely cause, by default one of torchvision's.
     """
     counters = [key for key in model.state_dict() if _is_counter(key)]
     expected = {key: _kind(t) for key, t in model.state_dict().items() if not _is_counter(key)}
@@ -22,7 +22,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], file: str) -> None
     unexpected = [key for key in state if key not in expected and not _is_counter(key)]
     misshapen = [key for key in expected if key in state and _kind(state[key]) != expected[key]]
     if missing or unexpected or misshapen:
-        raise CheckpointError(_describe(file, expected, state, missing, unexpected, misshapen))
+        raise CheckpointError(_describe(file, expected, state, missing, unexpected, misshapen, cause))
     widened = {key: _widen(state[key]) for key in expected}
     widened |= {key: torch.zeros((), dtype=torch.int64) for key in counters}
     model.load_state_dict(widened, strict=True, assign=True)
@@ -50,13 +50,13 @@ def _describe(
     missing: list[str],
     unexpected: list[str],
     misshapen: list[str],
+    cause: str,
 ) -> str:
     shapes = [f"{k} (expected {expected[k]}, found {_kind(state[k])})" for k in misshapen]
     lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
     said = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in lists if keys)
-    return (
-        f"{file}: the keys do not fit the network: {said}. {_likely_cause(missing + unexpected, misshapen)}"
-    )
+    cause = cause or _likely_cause(missing + unexpected, misshapen)
+    return f"{file}: the keys do not fit the network: {said}. {cause}"
 
 
 def _likely_cause(strange: list[str], misshapen: list[str]) -> str:
