@@ -201,7 +201,7 @@ def foreground_classes(state: Mapping[str, Tensor], file: str) -> int:
         if key in state and state[key].ndim == 2 and state[key].shape[0] > 1:
             return int(state[key].shape[0]) - 1
     raise CheckpointError(
-        f"{file}: expected roi_heads.box_predictor.cls_score.weight of (classes + 1, channels), found none such"
+        f"{file}: expected roi_heads.box_predictor.cls_score.weight of (classes + 1, channels), found none"
     )
 
 
