@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--wheels", type=Path, metavar="DIR", help="take missing wheels from here instead of pip's index")
     add("--limit-gb", type=float, default=20.0, metavar="G", help="of storage (default: %(default)g)")
     add("--kernel-out", type=Path, metavar="DIR", help="also write the notebook, with the ids filled in")
-    add("--test-images", type=_count, default=240, metavar="N", help="for the run time (default: %(default)s)")
+    add("--test-images", type=_count, default=240, metavar="N", help="for the hours (default: %(default)s)")
     add("--calibrate", type=Path, metavar="IMAGES", help="measure the run time on a few images, here")
     add("--device", default="auto", help="to calibrate on: auto, cpu, cuda (default: %(default)s)")
     add("--calibration", type=Path, metavar="JSON", help="where --calibrate is kept, or was")

@@ -123,4 +123,5 @@ def drops_for_bytes(sizes: dict[str, int], weights: dict[str, float], over: int)
 
 def _least_first(names: Sequence[str], weights: dict[str, float]) -> list[str]:
     """Networks by weight; of equal ones the last goes first, as a run at its time limit drops them."""
-    return sorted(reversed(names), key=lambda name: weights[name])
+    order = sorted((weights[name], -index) for index, name in enumerate(names))
+    return [names[-index] for _, index in order]

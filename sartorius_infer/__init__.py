@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from sartorius_infer.predictions import load_prediction as load_prediction
     from sartorius_infer.render import overlay as overlay
     from sartorius_infer.rules import Rules as Rules
+    from sartorius_infer.scoring import read_found as read_found
+    from sartorius_infer.scoring import score as score
     from sartorius_infer.submission import check_submission as check_submission
     from sartorius_infer.submission import open_writer as open_writer
+    from sartorius_infer.truth import read_truth as read_truth
+    from sartorius_infer.tuning import tune as tune
     from sartorius_infer.types import CellImage as CellImage
     from sartorius_infer.types import Instances as Instances
     from sartorius_infer.types import Prediction as Prediction
@@ -44,8 +48,12 @@ _HOMES = {
     "load_prediction": "predictions",
     "overlay": "render",
     "Rules": "rules",
+    "read_found": "scoring",
+    "score": "scoring",
     "check_submission": "submission",
     "open_writer": "submission",
+    "read_truth": "truth",
+    "tune": "tuning",
     "CellImage": "types",
     "Instances": "types",
     "Prediction": "types",

@@ -15,7 +15,7 @@ from sartorius_infer.errors import ManifestError, TruthError
 if TYPE_CHECKING:
     from sartorius_infer.manifest import Manifest
     from sartorius_infer.truth import TrueImage
-    from sartorius_infer.tune import Curve, Example, Tuned
+    from sartorius_infer.tuning import Curve, Example, Tuned
 
 
 def tune_parser() -> argparse.ArgumentParser:
@@ -47,7 +47,7 @@ def tune_command(arguments: argparse.Namespace) -> int:
     """Choose, judge, write and draw."""
     from tqdm import tqdm
 
-    from sartorius_infer.tune import Scorer, curves, tune
+    from sartorius_infer.tuning import Scorer, curves, tune
 
     if (arguments.images is None) == (arguments.predictions is None):
         raise TruthError("expected --images or --predictions, found both or neither")
@@ -80,7 +80,7 @@ def _examples(
     arguments: argparse.Namespace, truth: dict[str, TrueImage]
 ) -> tuple[dict[str, Any], Manifest, list[Example]]:
     """The manifest's JSON with paths as seen from --out, the manifest, and annotated predictions."""
-    from sartorius_infer.tune import Example
+    from sartorius_infer.tuning import Example
 
     if arguments.predictions is not None:
         from sartorius_infer.ensemble import find_weights

@@ -3,15 +3,19 @@
 torchrun tells each process its rank through the environment. Batches are dealt out by their number, so
 which process runs a batch changes nothing in it; the journal, in a folder that all of them see, carries
 the results to rank 0. When a process dies torchrun restarts all of them, and they go on from the journal.
+A restart is known by torchrun's own process, not by its count of restarts, which only the machine on which
+a process died counts up.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 PATIENCE = timedelta(days=30)
 """How long a process waits for the others; torchrun ends the wait when one of them dies."""
@@ -19,12 +23,12 @@ PATIENCE = timedelta(days=30)
 
 @dataclass(frozen=True)
 class Rank:
-    """Which of `count` processes this is; `local` counts on its machine, `restarts` how often they died."""
+    """Which of `count` processes this is; `local` counts on its machine, `agent` names the torchrun there."""
 
     index: int = 0
     count: int = 1
     local: int = 0
-    restarts: int = 0
+    agent: str = ""
 
     @property
     def is_first(self) -> bool:
@@ -36,8 +40,15 @@ def this_rank() -> Rank:
     """This process's rank by torchrun's variables; the only one where they are not set."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Rank()
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
-    return Rank(*(int(os.environ.get(name, "0")) for name in names))
+    index, count, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return Rank(index, count, local, _agent())
+
+
+def _agent() -> str:
+    """The process that started this one, by a name that no other had or will have."""
+    parent = os.getppid()
+    fields = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+    return f"{socket.gethostname()}-{parent}-{fields.split()[19]}"  # its start, in ticks since boot
 
 
 @contextmanager

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,9 +77,9 @@ def run_with_journal(
     mine = unfinished(batches, journal, plan.rank)
     # Each process must have seen what is unfinished before the first one finishes more of it.
     plan.barrier()
-    for number, results in run(ensemble, mine, writer, options, budget_of(plan, journal), on_image):
-        journal.add(number, results)
-    journal.close()
+    with closing(journal):
+        for number, results in run(ensemble, mine, writer, options, budget_of(plan, journal), on_image):
+            journal.add(number, results)
     plan.barrier()
     if not plan.rank.is_first:
         return None
@@ -119,14 +121,16 @@ def open_journal(ensemble: Ensemble, jobs: Sequence[Job], out: Path, about: dict
         **about,
     }
     folder = journal_folder(out)
-    fresh = not plan.resume and plan.rank.restarts == 0
     if plan.rank.is_first:
-        journal = Journal(folder, about, fresh=fresh)
+        restarted = plan.rank.agent and _mark(folder, plan.rank).is_file()
+        journal = Journal(folder, about, fresh=not plan.resume and not restarted)
     plan.barrier()
     if not plan.rank.is_first:
         if not (folder / ABOUT).is_file():
             raise JournalError(f"{folder}: expected a folder that every machine sees, found none here")
         journal = Journal(folder, about)
+    if plan.rank.agent:
+        _note_start(_mark(folder, plan.rank), plan)
     if journal.finished and plan.rank.is_first:
         done = sum(
             len(b.jobs) for b in plan_batches(jobs, options.batch_size) if b.number in journal.finished
@@ -148,13 +152,28 @@ def about_weights(
 
 
 def budget_of(plan: Plan, journal: Journal | None = None) -> Budget | None:
-    """The time that is left; a restarted process counts from when the journal began."""
+    """The time that is left; a restarted process counts from when it was started first."""
     if plan.limit_s is None:
         return None
     start = plan.start
-    if journal is not None and plan.rank.restarts > 0:
-        start -= time.time() - (journal.folder / ABOUT).stat().st_mtime
+    if journal is not None and plan.rank.agent:
+        start = time.monotonic() - (time.time() - _mark(journal.folder, plan.rank).stat().st_mtime)
     return Budget(plan.limit_s, start)
+
+
+def _mark(folder: Path, rank: Rank) -> Path:
+    """A file in the journal that says when a torchrun first started a process of this run."""
+    return folder / f"{rank.agent}.agent"
+
+
+def _note_start(mark: Path, plan: Plan) -> None:
+    """Make the mark, unless a process that was started earlier has."""
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return
+    began = time.time() - (time.monotonic() - plan.start)
+    os.utime(mark, (began, began))
 
 
 def images_sha256(jobs: Sequence[Job]) -> str:
@@ -162,14 +181,20 @@ def images_sha256(jobs: Sequence[Job]) -> str:
     digest = hashlib.sha256()
     for job in jobs:
         digest.update(f"{job.id!r} ".encode())
-        if job.file is None or not job.file.path.is_file():
-            continue
-        size = job.file.path.stat().st_size
-        with job.file.path.open("rb") as file:
-            digest.update(b"%d " % size + file.read(_PROBE))
-            file.seek(max(0, size - _PROBE))
-            digest.update(file.read(_PROBE))
+        # One that cannot be read fails by itself, later.
+        with suppress(OSError):
+            if job.file is not None and job.file.path.is_file():
+                digest.update(_probe(job.file.path))
     return digest.hexdigest()
+
+
+def _probe(path: Path) -> bytes:
+    """Size, first and last bytes of a file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(_PROBE)
+        file.seek(max(0, size - _PROBE))
+        return b"%d " % size + first + file.read(_PROBE)
 
 
 def _sha256(text: str) -> str:

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2_runs import SMALL, run_of, small_state, write_config, write_run
 from tiny import tiny_model, write_image, write_tiny
 
 from sartorius_infer.cli import main
@@ -146,17 +147,31 @@ def test_bad_input_in_a_process_of_its_own(tmp_path: Path, name: str) -> None:
     assert name in one_line(stderr)
 
 
+IMPORT = ["import", "--checkpoint", "a.pth", "--out", "w"]
+
+
 @pytest.mark.parametrize(
     "words",
-    [["--nonsense"], ["--precision", "int3"], ["--batch-size", "0"], ["check"], ["--images"], ["modles"]],
+    [
+        *(
+            ["--nonsense"],
+            ["--precision", "int3"],
+            ["--batch-size", "0"],
+            ["check"],
+            ["--images"],
+            ["modles"],
+        ),
+        *(["import"], IMPORT[:3], ["import", *IMPORT[3:]], [*IMPORT, "--classes", "a,,b"]),
+        *([*IMPORT, "--half", "yes"], [*IMPORT, "b.pth"]),
+    ],
 )
 def test_usage_is_code_2(words: list[str]) -> None:
     assert sartorius(*words)[0] == 2
 
 
-@pytest.mark.parametrize("words", [["--help"], ["models", "--help"], ["check", "--help"]])
+@pytest.mark.parametrize("words", [[], ["models"], ["check"], ["import"]])
 def test_help_is_code_0(words: list[str]) -> None:
-    code, stdout, stderr = sartorius(*words)
+    code, stdout, stderr = sartorius(*words, "--help")
     assert (code, stderr) == (0, "")
     assert "--" in stdout
 
@@ -187,6 +202,134 @@ def test_a_bare_checkpoint_says_what_it_assumes(images: Path, tmp_path: Path) ->
     assert code == 0
     for text in ("resnet18", "5 levels of 16 channels", "detection.per_image = 100", "sha256", "parameters"):
         assert text in stdout
+
+
+# Detectron2.
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A training run's `model_final.pth` with its `config.yaml`."""
+    return write_run(tmp_path / "run", content=run_of(small_state()))
+
+
+def cells_of(stdout: str) -> int:
+    found = re.search(r"^cells     (\d+) ", stdout, re.MULTILINE)
+    assert found
+    return int(found[1])
+
+
+def test_a_detectron2_run_is_imported_and_predicts_what_it_predicted(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    code, stdout, stderr = sartorius(
+        "import", "--checkpoint", run, "--config", run.with_name("config.yaml"),
+        "--classes", "shsy5y, astro,cort", "--out", tmp_path / "weights",
+    )  # fmt: skip
+    assert (code, stderr) == (0, "")
+    weights = tmp_path / "weights" / "model_final.safetensors"
+    listing = weights.with_name("weights_manifest.json")
+    sizes = f"{run.stat().st_size:,} -> {weights.stat().st_size:,}"
+    assert stdout.splitlines() == [
+        "classes   shsy5y, astro, cort",
+        f"bytes     {sizes}",
+        f"written   {weights}",
+        f"          {listing}",
+    ]
+    outs = tmp_path / "bare.csv", tmp_path / "imported.csv"
+    code, stdout, stderr = sartorius("--weights", run, "--images", images, "--out", outs[0])
+    assert code == 0
+    assert cells_of(stdout) > 10
+    assert f"{run}: Detectron2, settings of config.yaml and, for " in stderr
+    assert main(["--weights", str(listing.parent), "--images", str(images), "--out", str(outs[1])]) == 0
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert main(["check", "--submission", str(outs[0]), "--images", str(images)]) == 0
+
+
+def test_models_describes_a_detectron2_run(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for weights in (run, run.parent):
+        assert main(["models", "--weights", str(weights)]) == 0
+        stdout, stderr = capfd.readouterr()
+        assert stderr == ""
+        for text in ("Detectron2 Mask R-CNN, R50-FPN", "rpn.nms = 0.7", "channel_order = bgr", "sha256"):
+            assert text in stdout
+
+
+def test_import_into_a_manifest(
+    run: Path, tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny.parent, tmp_path / "weights")
+    listing = tmp_path / "weights" / "weights_manifest.json"
+    words = ["import", "--checkpoint", str(run), "--out", str(tmp_path / "weights"), "--half"]
+    assert main([*words, "--manifest", str(listing), "--name", "d2", "--classes", "b,c,other"]) == 0
+    assert capfd.readouterr().err == ""
+    assert [model["name"] for model in json.loads(listing.read_text())["models"]] == ["tiny", "d2"]
+    assert main(["models", "--weights", str(listing)]) == 0
+    assert "classes       background, b, c, other" in capfd.readouterr().out
+
+
+def test_import_of_a_torchvision_checkpoint_says_what_it_assumes(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"model": tiny_model().state_dict()}, tmp_path / "bare.pth")
+    assert main(["import", "--checkpoint", str(tmp_path / "bare.pth"), "--out", str(tmp_path / "w")]) == 0
+    stdout, stderr = capfd.readouterr()
+    (line,) = stderr.splitlines()
+    assert "assumed ImageNet normalisation, resize 800/1333" in line
+    assert "classes   shsy5y, astro, cort" in stdout
+
+
+BARE = "a Detectron2 checkpoint: expected config.yaml beside it, found none; Detectron2 writes one where"
+ALONE = ["import", "--out", "w", "--checkpoint", "alone.pth"]
+WHOLE = ["import", "--out", "w", "--checkpoint", "run/model_final.pth"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--images", "images", "--weights", "alone.pth"], f"alone.pth: {BARE}"),
+        (["models", "--weights", "alone.pth"], f"alone.pth: {BARE}"),
+        (ALONE, f"alone.pth: {BARE}"),
+        ([*ALONE, "--config", "none.yaml"], "none.yaml: expected a Detectron2 config"),
+        ([*ALONE, "--config", "images"], "images: expected a Detectron2 config"),
+        ([*ALONE, "--config", "broken.yaml"], "broken.yaml: expected the YAML"),
+        ([*ALONE, "--config", "tta.yaml"], "cannot honour TEST.AUG.ENABLED = True"),
+        ([*WHOLE, "--classes", "a,b"], "expected 3 class names"),
+        ([*WHOLE, "--name", "a/b"], "a/b: expected a name"),
+        ([*WHOLE, "--manifest", "m.json"], "m.json: expected a manifest"),
+        ([*WHOLE, "--out", "alone.pth"], "alone.pth"),
+        ([*WHOLE, "--checkpoint", "nothing.pth"], "nothing.pth: expected a checkpoint file, found none"),
+        ([*WHOLE, "--checkpoint", "run"], "run: expected a checkpoint file, found a folder"),
+        ([*WHOLE, "--checkpoint", "evil.pkl"], "evil.pkl: expected tensors alone, found a pickle that needs"),
+    ],
+)
+def test_a_bad_import_is_one_line_and_code_1(
+    tmp_path: Path,
+    run: Path,
+    words: list[str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    write_image(tmp_path / "images" / "image0.png")
+    torch.save(small_state(), tmp_path / "alone.pth")
+    write_config(tmp_path / "tta.yaml", SMALL | {"TEST.AUG.ENABLED": True})
+    (tmp_path / "broken.yaml").write_text("MODEL: [")
+    (tmp_path / "evil.pkl").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(words) == 1
+    assert expected in one_line(capfd.readouterr().err)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_detectron2_checkpoint_alone_in_a_process_of_its_own(tmp_path: Path) -> None:
+    torch.save(small_state(), tmp_path / "model_final.pth")
+    code, stdout, stderr = sartorius(
+        "import", "--checkpoint", tmp_path / "model_final.pth", "--out", tmp_path / "w"
+    )
+    assert (code, stdout) == (1, "")
+    assert BARE in one_line(stderr)
 
 
 def test_check_lists_problems_with_code_1(tmp_path: Path) -> None:

@@ -9,13 +9,19 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_factories import prefixed
+from detectron2_runs import CASCADE, PARTS, SMALL, write_run
+from detectron2_runs import small_state as detectron2_state
 from test_ensemble import manifest, saved, small, small_state
 
 from sartorius_infer.cli import main
 from sartorius_infer.describe import SOURCES, assumptions, describe_weights
+from sartorius_infer.ensemble import load_ensemble
 from sartorius_infer.errors import CheckpointError, ManifestError
+from sartorius_infer.importing import import_checkpoint
 from sartorius_infer.manifest import ModelSpec
 from sartorius_infer.networks import base
+from sartorius_infer.networks.detectron2_parts import Detectron2Parts
+from sartorius_infer.networks.parts import flatten
 
 
 def sections(report: str) -> dict[str, list[str]]:
@@ -136,6 +142,111 @@ def test_a_plugin_s_network_with_the_keys_of_a_mask_rcnn(
     found = sections(describe_weights([manifest(tmp_path, {"architecture": "own"})]).split("\n\n")[1])
     assert found[""][-1] == "architecture  own (from a plugin)"
     assert TOLD not in found
+
+
+# Detectron2's.
+
+
+def test_a_detectron2_checkpoint_lists_what_its_config_decides(tmp_path: Path) -> None:
+    path = write_run(tmp_path, content={"model": detectron2_state(), "iteration": 7})
+    found = fields(path)
+    parameters = sum(t.numel() for key, t in detectron2_state().items() if "running_" not in key)
+    expected = {
+        "model_final",
+        f"tensors       {len(detectron2_state())}, {parameters:,} parameters in float32",
+        "found under   model, prefix none",
+        "classes       background, shsy5y, astro, cort (assumed)",
+        "architecture  Detectron2 Mask R-CNN, R50-FPN of 16 channels",
+    }
+    assert expected <= set(found[""])
+    assert any(line.startswith("provenance    settings of config.yaml") for line in found[""])
+    seen = {"channel_order = bgr", "input_range = 0-255", "resize.rounding = nearest"}
+    assert seen | {"resize.shortest_edge = 96"} <= set(found["preprocessing"])
+    assert not {TOLD, SAID, PRESET, ASSUMED} & found.keys()
+
+
+def listed(settings: list[str]) -> dict[str, str]:
+    return {name: value for name, _, value in (line.partition(" = ") for line in settings)}
+
+
+def test_every_setting_of_a_detectron2_network_is_listed_once(tmp_path: Path) -> None:
+    settings = fields(write_run(tmp_path))["settings"]
+    names = flatten(Detectron2Parts().model_dump())
+    silent = {name for name in names if ".norm." in name and not name.endswith(".kind")}
+    assert listed(settings).keys() | {"body.groups"} == names.keys() - silent | {"body.groups"}
+    assert len(listed(settings)) == len(settings)
+    expected = {
+        "rpn.pre_nms_top_n": "100",
+        "anchors.sizes": "((24), (36), (48), (64), (96))",
+        "rpn.nms": "0.7",
+    }
+    assert listed(settings).items() >= expected.items()
+
+
+def test_groups_of_norms_and_of_a_resnext_are_listed(tmp_path: Path) -> None:
+    body = PARTS["body"] | {
+        "groups": 2,
+        "norm": {"kind": "group"},
+        "stem_channels": 32,
+        "width_per_group": 16,
+    }
+    keys = {
+        "MODEL.RESNETS.NUM_GROUPS": 2,
+        "MODEL.RESNETS.NORM": "GN",
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": 32,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": 16,
+    }
+    found = fields(write_run(tmp_path, SMALL | keys, detectron2_state(body=body)))
+    assert "architecture  Detectron2 Mask R-CNN, X50 2x16d-FPN of 16 channels" in found[""]
+    settings = listed(found["settings"])
+    assert (settings["body.norm.kind"], settings["body.norm.groups"]) == ("group", "32")
+    assert settings["body.groups"] == "2"
+
+
+def test_no_limit_of_detections_is_listed(tmp_path: Path) -> None:
+    settings = fields(write_run(tmp_path, SMALL | {"TEST.DETECTIONS_PER_IMAGE": -1}))["settings"]
+    assert "detection.per_image" in listed(settings)
+
+
+def test_a_cascade_is_named_and_its_stages_listed(tmp_path: Path) -> None:
+    head = {
+        "fc_channels": (32, 32),
+        "cascade": True,
+        "class_agnostic": True,
+        "box_weights": ((1.0,) * 4,) * 3,
+    }
+    found = fields(write_run(tmp_path, SMALL | CASCADE, detectron2_state(box_head=head)))
+    assert "architecture  Detectron2 Cascade Mask R-CNN, R50-FPN of 16 channels" in found[""]
+    stages = "((10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15))"
+    assert {"box_head.cascade = True", f"box_head.box_weights = {stages}"} <= set(found["settings"])
+
+
+def test_no_resizing_is_said(tmp_path: Path) -> None:
+    found = fields(write_run(tmp_path, SMALL | {"INPUT.MIN_SIZE_TEST": 0}))["preprocessing"]
+    assert "resize = none" in found
+    assert not any(line.startswith("resize.") for line in found)
+
+
+def test_an_imported_detectron2_network_is_listed_as_it_was(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    done = import_checkpoint(path, tmp_path / "weights")
+    head, report = describe_weights([done.manifest]).split("\n\n")
+    assert head == f"{done.manifest}: classes shsy5y, astro, cort; views identity"
+    before, after = fields(path), sections(report)
+    assert after["settings"] == before["settings"]
+    assert after["preprocessing"] == [line.removesuffix(" (assumed)") for line in before["preprocessing"]]
+    assert any("imported from model_final.pth, sha256 " in line for line in after[""])
+
+
+def test_a_detectron2_checkpoint_without_its_config_is_not_described(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"expected config\.yaml beside it, found none"):
+        describe_weights([saved(tmp_path / "a.pth", detectron2_state())])
+
+
+def test_what_a_bare_detectron2_checkpoint_assumes_is_one_line(tmp_path: Path) -> None:
+    ensemble = load_ensemble([write_run(tmp_path)], torch.device("cpu"))
+    (line,) = assumptions(ensemble.manifest.models[0]).splitlines()
+    assert line.startswith(f"{tmp_path / 'model_final.pth'}: Detectron2, settings of config.yaml and, for ")
 
 
 def test_assumptions_are_the_defaults() -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_factories import anchors, resnet_pyramid, tiny, training_dict, write_manifest
+from detectron2_runs import PARTS, SMALL, write_config, write_run
+from detectron2_runs import small_state as detectron2_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -28,6 +30,7 @@ from sartorius_infer.ensemble import Ensemble, default_manifest, find_weights, l
 from sartorius_infer.errors import CheckpointError, ManifestError, SartoriusError
 from sartorius_infer.manifest import ModelSpec
 from sartorius_infer.networks import architecture_of
+from sartorius_infer.networks.detectron2_rcnn import Detectron2Network
 from sartorius_infer.networks.torchvision_rcnn import TorchvisionNetwork
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,7 +130,7 @@ def test_the_same_checkpoint_twice(tmp_path: Path) -> None:
 
 def test_a_folder_without_weights(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").touch()
-    expected = "expected weights_manifest.json or .pth, .pt, .safetensors files, found none"
+    expected = "expected weights_manifest.json or .pth, .pt, .safetensors, .pkl files, found none"
     assert error(tmp_path) == f"{tmp_path}: {expected}"
 
 
@@ -228,6 +231,98 @@ def test_unusual_anchors_need_a_manifest_and_the_error_says_which_fields(tmp_pat
     assert said.endswith("write network.anchors.sizes and network.anchors.aspect_ratios in a manifest")
     told = {"sizes": [[8, 16], [32, 64], [128, 256]], "aspect_ratios": [0.5, 1, 2]}
     assert same(weights_of(load(manifest(tmp_path, {"network": {"anchors": told}}))), model.state_dict())
+
+
+# Detectron2's checkpoints, which tell less than their config.
+
+
+def detectron2(ensemble: Ensemble, member: int = 0) -> Detectron2Network:
+    network = ensemble.members[member].network
+    assert isinstance(network, Detectron2Network)
+    return network
+
+
+def test_a_detectron2_checkpoint_takes_the_config_beside_it(tmp_path: Path) -> None:
+    path = write_run(tmp_path, SMALL | {"MODEL.RPN.NMS_THRESH": 0.61})
+    for weights in (path, tmp_path):
+        loaded = load(weights)
+        network = detectron2(loaded)
+        assert (loaded.members[0].name, loaded.classes) == ("model_final", ("shsy5y", "astro", "cort"))
+        assert network.parts.rpn.nms == 0.61
+        assert network.preprocessing.channel_order == "bgr"
+        assert loaded.manifest.models[0].provenance.startswith("settings of config.yaml")
+        state = {k: t for k, t in network.model.state_dict().items() if "num_batches" not in k}
+        assert same(state, detectron2_state())
+
+
+def test_a_config_of_the_checkpoint_s_name_goes_first(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    write_config(tmp_path / "model_final.yaml", SMALL | {"MODEL.RPN.NMS_THRESH": 0.62})
+    write_config(tmp_path / "other.yaml", SMALL | {"MODEL.RPN.NMS_THRESH": 0.63})
+    assert detectron2(load(path)).parts.rpn.nms == 0.62
+    (tmp_path / "model_final.yaml").unlink()
+    assert detectron2(load(path)).parts.rpn.nms == 0.7
+
+
+def test_checkpoints_of_one_folder_share_its_config(tmp_path: Path) -> None:
+    first = write_run(tmp_path)
+    first.with_name("model_0000999.pth").write_bytes(first.read_bytes())
+    write_config(tmp_path / "model_0000999.yaml", SMALL | {"MODEL.RPN.NMS_THRESH": 0.62})
+    saved(tmp_path / "torchvision.pth")
+    loaded = load(tmp_path)
+    assert [m.name for m in loaded.members] == ["model_0000999", "model_final", "torchvision"]
+    assert [detectron2(loaded, i).parts.rpn.nms for i in (0, 1)] == [0.62, 0.7]
+    assert same(weights_of(loaded, 2), small_state())
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_detectron2_checkpoint_alone_says_what_to_do(tmp_path: Path, folder: bool) -> None:
+    path = saved(tmp_path / "model_final.pth", detectron2_state())
+    (tmp_path / "config.yml").touch()
+    (tmp_path / "model_final.yaml").mkdir()
+    assert error(tmp_path if folder else path) == (
+        f"{path}: a Detectron2 checkpoint: expected config.yaml beside it, found none; Detectron2 writes one "
+        "where it trains, and cfg.dump() gives its text"
+    )
+
+
+def test_a_detectron2_checkpoint_and_a_config_that_disagree(tmp_path: Path) -> None:
+    path = write_run(tmp_path, SMALL | {"MODEL.ROI_HEADS.NUM_CLASSES": 80})
+    config = tmp_path / "config.yaml"
+    expected = "MODEL.ROI_HEADS.NUM_CLASSES: expected 3, as model_final.pth has, found 80"
+    assert error(path) == f"{config}: {expected}"
+    assert "of another shape: backbone.bottom_up." in error(write_run(tmp_path, {"MODEL.MASK_ON": True}))
+    said = error(write_run(tmp_path, SMALL | {"TEST.AUG.ENABLED": True}))
+    assert said == f"{config}: cannot honour TEST.AUG.ENABLED = True (expected False)"
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_a_config_need_not_say_how_many_classes(tmp_path: Path, count: int) -> None:
+    keys = {key: value for key, value in SMALL.items() if not key.endswith("NUM_CLASSES")}
+    assert detectron2(load(write_run(tmp_path, keys, detectron2_state(count)))).class_count == count
+
+
+def test_a_detectron2_entry_of_a_manifest(tmp_path: Path) -> None:
+    saved(tmp_path / "a.pth", detectron2_state())
+    said = error(manifest(tmp_path, {}))
+    assert said.startswith(
+        "a.pth: a Detectron2 checkpoint: expected its settings as `detectron2` in the manifest"
+    )
+    network = detectron2(load(manifest(tmp_path, {"detectron2": PARTS})))
+    assert network.parts.fpn.channels == 16
+    assert network.preprocessing.channel_order == "rgb"  # as the manifest says, or leaves to its default
+    both = {"detectron2": PARTS, "network": {"rpn": {"nms": 0.5}}}
+    assert "found both" in error(manifest(tmp_path, both), kind=ManifestError)
+    assert "$.models[0].detectron2.rpn.nns" in error(
+        manifest(tmp_path, {"detectron2": {"rpn": {"nns": 0.5}}}), kind=ManifestError
+    )
+
+
+def test_a_detectron2_checkpoint_without_masks(tmp_path: Path) -> None:
+    """A Faster R-CNN, or a RetinaNet, is no network of this package."""
+    write_config(tmp_path / "config.yaml")
+    boxes = {k: t for k, t in detectron2_state().items() if "mask_head" not in k}
+    assert "no known Mask R-CNN" in error(saved(tmp_path / "a.pth", boxes))
 
 
 # Manifests.

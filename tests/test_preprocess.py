@@ -192,6 +192,81 @@ def test_edges(size_hw: tuple[int, int], shortest: int, longest: int, scale: flo
         assert side == 1 or old * factor - 1 - 1e-6 <= side <= old * factor + 1e-6
 
 
+def detectron2_hw(size_hw: tuple[int, int], shortest: int, longest: int) -> tuple[int, int]:
+    """What Detectron2's ResizeShortestEdge resizes to, said in its own order."""
+    height, width = size_hw
+    scale = shortest * 1.0 / min(height, width)
+    if height < width:
+        new_h, new_w = shortest, scale * width
+    else:
+        new_h, new_w = scale * height, shortest
+    if max(new_h, new_w) > longest:
+        scale = longest * 1.0 / max(new_h, new_w)
+        new_h, new_w = new_h * scale, new_w * scale
+    return int(new_h + 0.5), int(new_w + 0.5)
+
+
+def nearest(shortest: int, longest: int) -> Resize:
+    return Resize(shortest_edge=shortest, longest_edge=longest, interpolation="pil", rounding="nearest")
+
+
+edges = st.integers(1, 2000)
+
+
+@settings(max_examples=300)
+@given(st.tuples(edges, edges), edges, edges)
+def test_nearest_edges_are_detectron2_s(size_hw: tuple[int, int], shortest: int, longest: int) -> None:
+    expected = detectron2_hw(size_hw, shortest, longest)
+    rule = nearest(shortest, longest)
+    # It fails where a side rounds to nothing.
+    assert rule.target_hw(size_hw, IDENTITY) == (max(1, expected[0]), max(1, expected[1]))
+    turned = rule.target_hw(size_hw[::-1], View(transpose=True))
+    assert turned == rule.target_hw(size_hw, IDENTITY)[::-1]
+
+
+def test_nearest_edges_of_the_competition() -> None:
+    """Torchvision's floats fall short of whole pixels here and there; Detectron2's are rounded."""
+    assert nearest(800, 1333).target_hw((520, 704), IDENTITY) == (800, 1083)
+    assert Resize(shortest_edge=800, longest_edge=1333).target_hw((520, 704), IDENTITY) == (800, 1083)
+    assert nearest(800, 1333).target_hw((300, 900), IDENTITY) == (444, 1333)
+    assert nearest(800, 1333).target_hw((333, 222), IDENTITY) == (1200, 800)
+    some = [(h, w) for h in range(300, 400) for w in range(300, 900, 7)]
+    down = Resize(shortest_edge=800, longest_edge=1333)
+    differ = [s for s in some if down.target_hw(s, IDENTITY) != nearest(800, 1333).target_hw(s, IDENTITY)]
+    assert len(differ) > len(some) / 3
+
+
+@given(sizes, st.integers(1, 100), st.integers(1, 200), st.floats(0.25, 4))
+def test_a_scale_multiplies_nearest_edges(
+    size_hw: tuple[int, int], shortest: int, longest: int, scale: float
+) -> None:
+    height, width = nearest(shortest, longest).target_hw(size_hw, View(scale=scale))
+    factor = min(shortest / min(size_hw), longest / max(size_hw)) * scale
+    for side, old in ((height, size_hw[0]), (width, size_hw[1])):
+        assert side == 1 or abs(side - old * factor) <= 0.5 + 1e-6
+
+
+def test_rounding_is_of_edges_alone() -> None:
+    exact = Resize(exact_hw=(20, 31), rounding="nearest")
+    assert exact.target_hw((99, 7), IDENTITY) == (20, 31)
+    with pytest.raises(ValidationError):
+        Resize.model_validate({"shortest_edge": 1, "longest_edge": 1, "rounding": "up"})
+
+
+@pytest.mark.parametrize("size_hw", [(26, 45), (45, 26), (30, 100), (40, 40)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_detectron2_s_whole_input(size_hw: tuple[int, int], channels: int) -> None:
+    """BGR from 0 to 255, resized by PIL on bytes, less the mean, over the std, padded by zeros."""
+    image = picture(size_hw, channels)
+    mean, std = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)
+    target = detectron2_hw(size_hw, 64, 107)
+    pixels = np.broadcast_to(resized(image, target, "pil"), (3, *target))[::-1]
+    expected = (pixels - np.float32(mean)[:, None, None]) / np.float32(std)[:, None, None]
+    options = {"channel_order": "bgr", "input_range": "0-255", "resize": nearest(64, 107)}
+    found = seen(image, **options, normalise=(Normalise(mean=mean, std=std),))
+    assert np.allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", SYMMETRIES)
 def test_an_exact_size_turns_with_the_image(name: str) -> None:
     """A quarter-turned image gets the turned input size: what the network sees is turned as a whole."""

@@ -20,7 +20,7 @@ from sartorius_infer.predictions import save_prediction
 from sartorius_infer.rle import encode_label_map, split_label_map
 from sartorius_infer.rules import ClassRule, EdgeRule, EdgeThresholds, Rules
 from sartorius_infer.truth import TrueImage
-from sartorius_infer.tune import Example, Scorer, coordinates, curves, search, tune
+from sartorius_infer.tuning import Example, Scorer, coordinates, curves, search, tune
 
 CLASSES = ("a", "b", "c")
 SIZE = (60, 80)
