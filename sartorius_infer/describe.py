@@ -98,7 +98,7 @@ def _detectron2_lines(spec: ModelSpec, parts: Detectron2Parts) -> list[str]:
     body, values = parts.body, flatten(parts.model_dump())
     kind = "Cascade Mask R-CNN" if parts.box_head.cascade else "Mask R-CNN"
     name = f"X{body.depth} {body.groups}x{body.width_per_group}d" if body.groups > 1 else f"R{body.depth}"
-    fields = [n for n, value in values.items() if value is not None and not _idle(n, values)]
+    fields = [n for n in values if not _idle(n, values) and not (n.endswith(".eps") and values[n] is None)]
     return [
         f"  architecture  Detectron2 {kind}, {name}-FPN of {parts.fpn.channels} channels",
         "  settings:",
@@ -118,6 +118,8 @@ def _idle(name: str, values: Mapping[str, Any]) -> bool:
     """Whether a setting of a norm has no effect on a norm of its kind."""
     part, _, setting = name.rpartition(".")
     kind = values.get(f"{part}.kind")
+    if kind is None:
+        return False
     return (setting == "groups" and kind != "group") or (setting == "eps" and kind == "none")
 
 

@@ -34,6 +34,9 @@ from sartorius_infer.networks.torchvision_rcnn import build_network, resolve_par
 from sartorius_infer.storage import pack
 
 _BUILDS = (build_network, build_detectron2)
+_UNTOLD = {"body_norm", "anchors", "box_pool", "mask_pool", "detection"}
+"""Parts of a torchvision network with settings that its keys do not tell; `rpn` is another."""
+
 _SHORT_LIST = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s+\]")
 
 
@@ -93,7 +96,13 @@ def import_checkpoint(
             f"{len(entry['classes'])}: {', '.join(entry['classes'])}"
         )
     text = _listing(listing, entry, manifest is not None)
-    out.mkdir(parents=True, exist_ok=True)
+    _write_both(weights, content, listing, text)
+    written = next(s for s in load_manifest(listing).manifest.models if s.name == name)
+    return Imported(weights, listing, written, checkpoint.stat().st_size, len(content))
+
+
+def _write_both(weights: Path, content: bytes, listing: Path, text: str) -> None:
+    weights.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(weights, "wb") as file:
         file.write(content)
     try:
@@ -102,8 +111,6 @@ def import_checkpoint(
     except BaseException:
         weights.unlink()
         raise
-    written = next(s for s in load_manifest(listing).manifest.models if s.name == name)
-    return Imported(weights, listing, written, checkpoint.stat().st_size, len(content))
 
 
 def _require_free(weights: Path, listing: Path, add: bool) -> None:
@@ -131,7 +138,7 @@ def _settings(spec: ModelSpec, state: Mapping[str, Tensor], checkpoint: Path) ->
         settings = {"detectron2": spec.detectron2.model_dump(mode="json")}
     else:
         parts, _ = resolve_parts(spec, canonical_keys(state))
-        kept = parts.model_dump(mode="json", include={"body_norm", "anchors", "detection"}, exclude_none=True)
+        kept = parts.model_dump(mode="json", include=_UNTOLD, exclude_none=True)
         kept["rpn"] = parts.rpn.model_dump(mode="json", exclude={"conv_depth"})
         settings = {"network": kept}
     preprocessing = spec.preprocessing.model_dump(mode="json", exclude_none=True)

@@ -10,12 +10,18 @@ a process died counts up.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 PATIENCE = timedelta(days=30)
 """How long a process waits for the others; torchrun ends the wait when one of them dies."""
@@ -58,12 +64,38 @@ def together(rank: Rank) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     def wait() -> None:
         dist.barrier()
 
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    own = PrefixStore(_meet(store, rank), store)
+    dist.init_process_group("gloo", store=own, rank=rank.index, world_size=rank.count, timeout=PATIENCE)
     try:
         yield wait
     finally:
         dist.destroy_process_group()
+
+
+def _meet(store: Store, rank: Rank) -> str:
+    """A name that the processes of this start agree on, and those of an earlier one did not have.
+
+    torchrun's store outlives the processes: what is in it may have been written by dead ones, and
+    connecting to those fails or never ends.
+    """
+    me = secrets.token_hex(8)
+    store.set(f"here/{rank.index}", me)
+    others = range(1, rank.count)
+    while True:
+        if rank.is_first:
+            store.set("all", " ".join([me, *(store.get(f"here/{i}").decode() for i in others)]))
+            if all(store.check([f"seen/{i}"]) and store.get(f"seen/{i}").decode() == me for i in others):
+                return me
+        else:
+            names = store.get("all").decode().split()
+            if names[rank.index : rank.index + 1] == [me]:
+                store.set(f"seen/{rank.index}", names[0])
+                return names[0]
+        time.sleep(0.05)

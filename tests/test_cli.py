@@ -220,7 +220,7 @@ def cells_of(stdout: str) -> int:
 
 
 def test_a_detectron2_run_is_imported_and_predicts_what_it_predicted(
-    run: Path, images: Path, tmp_path: Path
+    run: Path, images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code, stdout, stderr = sartorius(
         "import", "--checkpoint", run, "--config", run.with_name("config.yaml"),
@@ -236,13 +236,15 @@ def test_a_detectron2_run_is_imported_and_predicts_what_it_predicted(
         f"written   {weights}",
         f"          {listing}",
     ]
-    outs = tmp_path / "bare.csv", tmp_path / "imported.csv"
-    code, stdout, stderr = sartorius("--weights", run, "--images", images, "--out", outs[0])
-    assert code == 0
-    assert cells_of(stdout) > 10
-    assert f"{run}: Detectron2, settings of config.yaml and, for " in stderr
-    assert main(["--weights", str(listing.parent), "--images", str(images), "--out", str(outs[1])]) == 0
-    assert outs[0].read_bytes() == outs[1].read_bytes()
+    outs: list[Path] = []
+    for place in (run, run.parent, listing.parent):
+        outs.append(tmp_path / f"{len(outs)}.csv")
+        assert main(["--weights", str(place), "--images", str(images), "--out", str(outs[-1])]) == 0
+        stdout, stderr = capfd.readouterr()
+        assert cells_of(stdout) > 10
+        bare = f"{run}: Detectron2, settings of config.yaml and, for " in stderr
+        assert bare == (place != listing.parent)
+    assert len({out.read_bytes() for out in outs}) == 1
     assert main(["check", "--submission", str(outs[0]), "--images", str(images)]) == 0
 
 

@@ -370,7 +370,7 @@ def _validate(path: Path, said: Mapping[str, Any]) -> _Keys:
     unknown = [
         f"{key} = {_short(value)} (no key of Detectron2 0.6; delete it if it says nothing at test time)"
         for key, value in said.items()
-        if key.startswith(("MODEL.", "TEST."))
+        if (key.startswith(("MODEL.", "TEST.")) or (key.startswith("INPUT.") and "TEST" in key))
         and key not in _READ | _IGNORED
         and not key.startswith(_IGNORED_SECTIONS)
         and value not in _OFF
