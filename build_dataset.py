@@ -11,7 +11,7 @@ import torch
 
 from kit import costs, dataset
 from kit.errors import KitError
-from kit.notebook import write_kernel
+from kit.notebook import require_apart, write_kernel
 from kit.scoring import score
 from kit.wheels import read_image
 from sartorius_infer.device import resolve_device
@@ -82,6 +82,8 @@ def _count(text: str) -> int:
 def _build(arguments: argparse.Namespace) -> int:
     if (arguments.truth is None) != (arguments.truth_images is None):
         raise KitError("expected --truth and --truth-images together, found one")
+    if arguments.kernel_out:
+        require_apart(arguments.kernel_out, arguments.out)
     slug = arguments.id.partition("/")[2]
     metadata = dataset.Metadata(arguments.id, arguments.title or slug, arguments.licence)
     manifest = load_manifest(arguments.manifest).manifest
