@@ -88,6 +88,7 @@ def _build(arguments: argparse.Namespace) -> int:
     metadata = dataset.Metadata(arguments.id, arguments.title or slug, arguments.licence)
     manifest = load_manifest(arguments.manifest).manifest
     calibration = _calibration(arguments, manifest)
+    before = _score(arguments, arguments.manifest)
     built = dataset.build(
         arguments.manifest,
         arguments.out,
@@ -97,25 +98,29 @@ def _build(arguments: argparse.Namespace) -> int:
         folders=arguments.zip_layout,
         wheels=arguments.wheels,
     )
-    for name, (before, after) in built.networks.items():
-        print(
-            f"network   {name}: {before:,} -> {after:,} bytes as {arguments.store}, {before - after:,} saved"
-        )
-    if arguments.truth:
-        _report_score(arguments)
+    for name, (old, new) in built.networks.items():
+        print(f"network   {name}: {old:,} -> {new:,} bytes as {arguments.store}, {old - new:,} saved")
+    after = _score(arguments, arguments.out / MANIFEST_NAME)
+    if before is not None and after is not None:
+        print(f"score     {before:.4f} -> {after:.4f} ({after - before:+.4f}) as {arguments.store}")
     weights = {spec.name: spec.weight for spec in manifest.models}
     fits = _report_bytes(arguments, built, weights)
     if calibration is not None:
         fits &= _report_time(arguments, calibration, weights)
-    print(f"written   {arguments.out}")
     if arguments.kernel_out:
         write_kernel(arguments.kernel_out, arguments.id)
+    _say_next(arguments)
+    return OK if fits else BAD_INPUT
+
+
+def _say_next(arguments: argparse.Namespace) -> None:
+    print(f"written   {arguments.out}")
+    if arguments.kernel_out:
         print(f"          {arguments.kernel_out}")
     print(f"next      kaggle datasets create -p {arguments.out} -r zip")
     print(f'  later   kaggle datasets version -p {arguments.out} -r zip -m "what changed"')
     if arguments.kernel_out:
         print(f"  then    kaggle kernels push -p {arguments.kernel_out}")
-    return OK if fits else BAD_INPUT
 
 
 def _calibration(arguments: argparse.Namespace, manifest: Manifest) -> costs.Calibration | None:
@@ -137,12 +142,10 @@ def _calibration(arguments: argparse.Namespace, manifest: Manifest) -> costs.Cal
     return measured
 
 
-def _report_score(arguments: argparse.Namespace) -> None:
-    device = resolve_device(arguments.device)
-    images, truth = arguments.truth_images, arguments.truth
-    before = score(arguments.manifest, images, truth, device)
-    after = score(arguments.out / MANIFEST_NAME, images, truth, device)
-    print(f"score     {before:.4f} -> {after:.4f} ({after - before:+.4f}) as {arguments.store}")
+def _score(arguments: argparse.Namespace, manifest: Path) -> float | None:
+    if arguments.truth is None:
+        return None
+    return score(manifest, arguments.truth_images, arguments.truth, resolve_device(arguments.device))
 
 
 def _report_bytes(arguments: argparse.Namespace, built: dataset.Built, weights: dict[str, float]) -> bool:

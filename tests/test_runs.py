@@ -695,7 +695,7 @@ def test_a_real_process_killed_in_its_work_ends_with_the_same_bytes(real: Scene)
         process = start(words)
         while process.poll() is None and len(list(journal_folder(real.out).glob("*.part"))) < kills:
             time.sleep(0.01)
-        time.sleep(random.uniform(0, 0.5))
+        time.sleep(random.uniform(0, 0.05))
         process.kill()
         assert ended(process)[0] == -signal.SIGKILL
     finished = len(real.finished())
