@@ -197,7 +197,7 @@ def predict(arguments: argparse.Namespace) -> int:
         ensemble = _ensemble(arguments, rank)
         options = _options(arguments, ensemble)
         plan = runs.Plan(arguments.resume, rank, barrier, arguments.time_limit, start)
-        if arguments.resume or rank.count > 1:
+        if arguments.resume or rank.agent:
             about = runs.about_weights(
                 arguments.weights, arguments.plugin, arguments.precision, arguments.format
             )
@@ -214,7 +214,7 @@ def predict(arguments: argparse.Namespace) -> int:
         journal.remove()
     _report(summary, ignored, ensemble.classes, arguments)
     # torchrun would take any other code for a crash, and start all over.
-    return SOME_FAILED if summary.failed and rank.count == 1 else OK
+    return SOME_FAILED if summary.failed and not rank.agent else OK
 
 
 def _options(arguments: argparse.Namespace, ensemble: Ensemble) -> Options:

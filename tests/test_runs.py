@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -43,7 +44,7 @@ from torch.distributed import HashStore
 from sartorius_infer import ranks, runs
 from sartorius_infer.ensemble import Ensemble, load_ensemble
 from sartorius_infer.errors import JournalError
-from sartorius_infer.images import find_images
+from sartorius_infer.images import ImageFile, find_images
 from sartorius_infer.journal import Journal, Result, journal_folder
 from sartorius_infer.networks import base
 from sartorius_infer.pipeline import Job, Options, Summary, plan_batches, plan_jobs
@@ -352,6 +353,21 @@ def test_a_journal_of_another_configuration_is_refused_by_its_name(
     assert not scene.out.exists()
 
 
+def test_the_first_and_last_bytes_of_a_large_image_its_size_and_its_id_are_told_apart(tmp_path: Path) -> None:
+    content = bytes(50_000)
+    variants = [content, b"1" + content[1:], content[:-1] + b"1", content + b"\0", content[:100]]
+    jobs = [Job("a", None), Job("a", ImageFile("a", tmp_path / "absent"))]
+    for i, data in enumerate(variants):
+        (tmp_path / f"{i}").write_bytes(data)
+        jobs.append(Job("a", ImageFile("a", tmp_path / f"{i}")))
+    jobs.append(replace(jobs[2], id="b"))
+    hashes = [runs.images_sha256([job]) for job in jobs]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes[1:])) == len(hashes) - 1
+    assert runs.images_sha256(jobs[2:4]) != runs.images_sha256(jobs[3:1:-1])
+    assert runs.images_sha256([]) != runs.images_sha256(jobs[:1]) != runs.images_sha256(jobs[:1] * 2)
+
+
 def test_a_journal_of_another_version_is_refused(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
     with killed_after(2):
         scene.run("--resume")
@@ -458,6 +474,21 @@ def test_any_number_of_processes_give_the_bytes_of_one(
     assert sorted(i for some in looked for i in some) == [f"image{i:03}" for i in range(COUNT)]
     shares = [-(-len(some) // size) for some in looked]
     assert max(shares) - min(shares) <= 1
+
+
+def test_a_process_that_is_late_to_read_the_journal_still_takes_its_own_share(
+    scene: Scene, ensemble: Ensemble
+) -> None:
+    """The first one is done with a batch by then, unless it waits."""
+
+    class Late(Journal):
+        def __init__(self, folder: Path, *more: Any, **named: Any) -> None:
+            time.sleep(0.3 * folder.exists())
+            super().__init__(folder, *more, **named)
+
+    with mock.patch.object(runs, "Journal", Late):
+        _, looked = run_ranks(ensemble, scene, 2, Options())
+    assert list(map(len, looked)) == [5, 4]
 
 
 def test_processes_of_another_number_go_on_from_what_is_finished(scene: Scene, ensemble: Ensemble) -> None:
@@ -691,9 +722,10 @@ def test_a_real_process_killed_in_its_work_ends_with_the_same_bytes(real: Scene)
     assert code == 3, said
     expected = real.out.read_bytes()
     real.out.unlink()
-    for kills in range(1, 4):
+    for _ in range(3):
+        before = len(real.finished())
         process = start(words)
-        while process.poll() is None and len(list(journal_folder(real.out).glob("*.part"))) < kills:
+        while process.poll() is None and len(real.finished()) == before:
             time.sleep(0.01)
         time.sleep(random.uniform(0, 0.05))
         process.kill()
