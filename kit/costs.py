@@ -15,9 +15,8 @@ import torch
 from kit.errors import KitError
 from sartorius_infer.ensemble import Ensemble
 from sartorius_infer.images import find_images, read_image
-from sartorius_infer.instances import build_instances, select
+from sartorius_infer.instances import build_instances, selector
 from sartorius_infer.passes import predict
-from sartorius_infer.types import Bool, Float32, Int64
 
 LIMIT_HOURS = 9.0
 
@@ -51,9 +50,7 @@ def calibrate(ensemble: Ensemble, folder: Path, most: int = 4) -> Calibration:
     def note(name: str, view: str, seconds: float) -> None:
         looks[name, view] += seconds
 
-    def worth_a_mask(scores: Float32, labels: Int64) -> Bool:
-        return select(scores, labels, rules, classes)
-
+    worth_a_mask = selector(rules, classes)
     predict(ensemble, images[:1], worth_a_mask)
     start = time.perf_counter()
     for image in images:

@@ -8,12 +8,11 @@ import torch
 
 from sartorius_infer.ensemble import load_ensemble
 from sartorius_infer.images import find_images, read_image
-from sartorius_infer.instances import build_instances, select
+from sartorius_infer.instances import build_instances, selector
 from sartorius_infer.metric import mean_ap, score_image
 from sartorius_infer.passes import predict
 from sartorius_infer.rle import split_label_map
 from sartorius_infer.truth import read_train_csv, require_known
-from sartorius_infer.types import Bool, Float32, Int64
 
 
 def score(manifest: Path, images: Path, truth: Path, device: torch.device) -> float:
@@ -23,9 +22,7 @@ def score(manifest: Path, images: Path, truth: Path, device: torch.device) -> fl
     known, files = read_train_csv(truth), find_images([images])
     require_known(known, [file.id for file in files], truth)
 
-    def worth_a_mask(scores: Float32, labels: Int64) -> Bool:
-        return select(scores, labels, rules, classes)
-
+    worth_a_mask = selector(rules, classes)
     scores = []
     for file in files:
         image = read_image(file)

@@ -46,7 +46,7 @@ def score_command(arguments: argparse.Namespace) -> int:
     found = read_found(arguments.submission, truth)
     result = score(truth, found)
     content = as_json(result, str(arguments.submission))
-    _print_score(result, len(truth))
+    _print_score(result, len(truth), content["interval_95"])
     if arguments.coco:
         from sartorius_infer.coco_score import coco_summary
 
@@ -70,11 +70,11 @@ def score_command(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _print_score(result: Score, known: int) -> None:
+def _print_score(result: Score, known: int, interval: tuple[float, float]) -> None:
     from sartorius_infer.metric import THRESHOLDS
     from sartorius_infer.scoring import type_counts
 
-    low, high = result.interval()
+    low, high = interval
     kinds = ", ".join(f"{name or 'untold'} {n}" for name, n in sorted(type_counts(result).items()))
     true, found = (sum(getattr(i, n) for i in result.images) for n in ("true_cells", "found_cells"))
     count = len(result.images)

@@ -5,7 +5,7 @@ Cells claim pixels of one label map, the surest first; no cell ever owns another
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -65,6 +65,11 @@ def select(scores: Float32, labels: Int64, rules: Rules, classes: Sequence[str])
     keep = scores >= score_floors(rules, classes)[labels - 1]
     label = consensus_label(scores, labels, rules, classes)
     return keep if label is None else keep & (labels == label)
+
+
+def selector(rules: Rules, classes: Sequence[str]) -> Callable[[Float32, Int64], Bool]:
+    """`select` under these rules, as `passes.predict` takes it."""
+    return lambda scores, labels: select(scores, labels, rules, classes)
 
 
 def score_floors(rules: Rules, classes: Sequence[str]) -> Float32:

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from sartorius_infer.errors import SartoriusError, first_line
@@ -20,6 +19,7 @@ from sartorius_infer.images import find_competition, find_images, image_size, re
 from sartorius_infer.journal import Journal, journal_folder
 from sartorius_infer.manifest import MANIFEST_NAME
 from sartorius_infer.render import overlay
+from sartorius_infer.render import png as png
 from sartorius_infer.rle import decode_label_map
 from sartorius_infer.submission import (
     SubmissionWriter,
@@ -221,9 +221,3 @@ def _as_instances(image_id: str, rles: Sequence[str], size_hw: tuple[int, int]) 
     count = len(rles)
     labels = np.ones(count, np.int64)
     return Instances(image_id, decode_label_map(rles, size_hw), np.ones(count, np.float32), labels)
-
-
-def png(picture: UInt8) -> bytes:
-    """A picture as the bytes of a PNG file, for IPython.display.Image."""
-    _, data = cv2.imencode(".png", picture[..., ::-1])
-    return data.tobytes()

@@ -22,13 +22,13 @@ from sartorius_infer.budget import Budget
 from sartorius_infer.ensemble import Ensemble
 from sartorius_infer.errors import ImageError, PredictionError, SartoriusError, first_line
 from sartorius_infer.images import ImageFile, read_image
-from sartorius_infer.instances import build_instances, select
+from sartorius_infer.instances import build_instances, selector
 from sartorius_infer.journal import Result
 from sartorius_infer.passes import predict
 from sartorius_infer.predictions import save_prediction
 from sartorius_infer.render import save_overlay
 from sartorius_infer.submission import ResultWriter
-from sartorius_infer.types import Bool, CellImage, Float32, Int64, Prediction
+from sartorius_infer.types import CellImage, Prediction
 
 log = logging.getLogger(__name__)
 
@@ -226,12 +226,8 @@ class _Runner:
         self.remaining = images
         self.batch_size = options.batch_size
         self.roi_chunk: int | None = None
-        rules, classes = ensemble.manifest.rules, ensemble.classes
-
-        def worth_a_mask(scores: Float32, labels: Int64) -> Bool:
-            return select(scores, labels, rules, classes)
-
-        self.select = None if options.save_predictions else worth_a_mask
+        rules = ensemble.manifest.rules
+        self.select = None if options.save_predictions else selector(rules, ensemble.classes)
 
     def __call__(self, images: Sequence[CellImage]) -> list[Prediction | SartoriusError]:
         """Each image's prediction, or why there is none."""

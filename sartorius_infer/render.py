@@ -80,14 +80,20 @@ def save_overlay(folder: Path, image: CellImage, instances: Instances, classes: 
     Raises ImageError as `overlay` does, or if the file cannot be written.
     """
     path = folder / f"{image.id}.png"
-    _, data = cv2.imencode(".png", overlay(image, instances, classes)[..., ::-1])
+    data = png(overlay(image, instances, classes))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(path, "wb") as file:
-            file.write(data.tobytes())
+            file.write(data)
     except OSError as error:
         raise ImageError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
+
+
+def png(picture: UInt8) -> bytes:
+    """A picture, uint8 RGB, as the bytes of a PNG file; IPython.display.Image shows them."""
+    _, data = cv2.imencode(".png", picture[..., ::-1])
+    return data.tobytes()
 
 
 def _enlargement(size_hw: tuple[int, int]) -> int:

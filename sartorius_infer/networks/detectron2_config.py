@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from sartorius_infer.errors import CheckpointError, first_line
 from sartorius_infer.networks.detectron2_parts import Detectron2Parts
-from sartorius_infer.networks.parts import Count, Positive
+from sartorius_infer.networks.parts import Count, Positive, merge
 from sartorius_infer.networks.preprocess import Normalise, Preprocessing, Resize
 from sartorius_infer.rules import Fraction
 
@@ -336,15 +336,7 @@ def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             f"{path}: _BASE_: expected a file beside the config, found {str(base)[:100]!r}; dump the whole "
             "config with cfg.dump()"
         )
-    return _merge(_load(file, (*above, file.resolve())), content)
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
+    return merge(_load(file, (*above, file.resolve())), content)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,13 +9,12 @@ Source: https://github.com/facebookresearch/detectron2, `modeling/proposal_gener
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import batched_nms
 
 from sartorius_infer.errors import CheckpointError, PredictionError
@@ -29,9 +28,9 @@ from sartorius_infer.networks.detectron2_boxes import (
 )
 from sartorius_infer.networks.detectron2_modules import Detectron2Model
 from sartorius_infer.networks.detectron2_parts import Detectron2Parts
-from sartorius_infer.networks.preprocess import Preprocessing, network_input
+from sartorius_infer.networks.preprocess import Preprocessing
+from sartorius_infer.networks.pyramid import PyramidNetwork
 from sartorius_infer.networks.state import load_state
-from sartorius_infer.views import IDENTITY, View
 
 if TYPE_CHECKING:
     from sartorius_infer.manifest import ModelSpec
@@ -47,7 +46,7 @@ _LEFTOVERS = re.compile(
 )
 
 
-class Detectron2Network(nn.Module):
+class Detectron2Network(PyramidNetwork):
     """A network as the ensemble sees it; see `base.Network` for the four steps' contracts."""
 
     def __init__(
@@ -58,30 +57,14 @@ class Detectron2Network(nn.Module):
         preprocessing: Preprocessing,
         precision: torch.dtype,
     ) -> None:
-        super().__init__()
-        self.model = model.eval()
+        super().__init__(model, class_count, preprocessing, precision)
         self.parts = parts
-        self.class_count = class_count
-        self.preprocessing = preprocessing
-        self.precision = precision
-
-    def features(self, images: Sequence[Tensor], view: View = IDENTITY) -> Features:
-        """Resize, normalise, pad; body and pyramid."""
-        batch, input_hws = network_input(images, self.preprocessing, view)
-        with self._autocast(batch.device):
-            maps = self.model.backbone(batch)
-        return Features(
-            maps={name: level.float() for name, level in maps.items()},
-            image_hws=tuple((int(i.shape[-2]), int(i.shape[-1])) for i in images),
-            input_hws=input_hws,
-            padded_hw=(int(batch.shape[-2]), int(batch.shape[-1])),
-        )
 
     def propose(self, features: Features) -> list[Tensor]:
         """RPN head, anchors, decoding, per-level top-n and NMS."""
         rpn = self.parts.rpn
         maps = [features.maps[f"p{level}"] for level in rpn.levels]
-        with self._autocast(maps[0].device):
+        with self.autocast(maps[0].device):
             logits, deltas = self.model.proposal_generator.rpn_head(maps)
         best = [
             self._best(level, *found) for level, found in enumerate(zip(maps, logits, deltas, strict=True))
@@ -130,7 +113,7 @@ class Detectron2Network(nn.Module):
             if scores:  # what one stage of a cascade found is where the next one looks
                 every = [clip(b, hw) for b, hw in zip(every, features.input_hws, strict=True)]
             rois = pool_rois(features.maps, self.parts.roi_levels, every, head.pool)
-            with self._autocast(rois.device):
+            with self.autocast(rois.device):
                 logits, deltas = predictor(box_head(rois))
             logits = logits.float()
             scores.append(logits.sigmoid() if head.scores == "sigmoid" else logits.softmax(dim=-1))
@@ -159,16 +142,13 @@ class Detectron2Network(nn.Module):
         head, sizes = self.parts.mask_head, zip(features.image_hws, features.input_hws, strict=True)
         scaled = [_rescale(b, *hws) for b, hws in zip(boxes, sizes, strict=True)]
         rois = pool_rois(features.maps, self.parts.roi_levels, scaled, head.pool)
-        with self._autocast(rois.device):
+        with self.autocast(rois.device):
             logits = self.model.roi_heads.mask_head(rois)  # (N, K or 1, M, M)
         channel = torch.cat(labels).clamp(min=1) - 1
         channel = torch.zeros_like(channel) if head.class_agnostic else channel
         chosen = logits[torch.arange(len(logits), device=logits.device), channel].float()
         require_finite("masks", chosen)
         return list(chosen.sigmoid().split([len(b) for b in boxes]))
-
-    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
 
 
 def _finite_rows(what: str, *rows: Tensor) -> Tensor:

@@ -6,13 +6,12 @@ one network without views reproduces it; what differs is that masks can be asked
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
@@ -26,7 +25,8 @@ from sartorius_infer.errors import CheckpointError
 from sartorius_infer.networks.base import Detections, Features, require_finite
 from sartorius_infer.networks.bodies import make_backbone, make_norm
 from sartorius_infer.networks.parts import PRESETS, NetworkParts, RoiPool, flatten, merge
-from sartorius_infer.networks.preprocess import Preprocessing, network_input
+from sartorius_infer.networks.preprocess import Preprocessing
+from sartorius_infer.networks.pyramid import PyramidNetwork
 from sartorius_infer.networks.state import load_state
 from sartorius_infer.networks.torchvision_keys import (
     anchors_per_cell,
@@ -34,38 +34,22 @@ from sartorius_infer.networks.torchvision_keys import (
     foreground_classes,
     infer_parts,
 )
-from sartorius_infer.views import IDENTITY, View
 
 if TYPE_CHECKING:
     from sartorius_infer.manifest import ModelSpec
 
 
-class TorchvisionNetwork(nn.Module):
+class TorchvisionNetwork(PyramidNetwork):
     """A Mask R-CNN as the ensemble sees it; see `base.Network` for the four steps' contracts."""
 
     def __init__(self, model: MaskRCNN, preprocessing: Preprocessing, precision: torch.dtype) -> None:
-        super().__init__()
-        self.model = model.eval()
-        self.preprocessing = preprocessing
-        self.precision = precision
-        self.class_count = int(model.roi_heads.box_predictor.cls_score.out_features) - 1
-
-    def features(self, images: Sequence[Tensor], view: View = IDENTITY) -> Features:
-        """Resize, normalise, pad; body and pyramid."""
-        batch, input_hws = network_input(images, self.preprocessing, view)
-        with self._autocast(batch.device):
-            maps = self.model.backbone(batch)
-        return Features(
-            maps={name: level.float() for name, level in maps.items()},
-            image_hws=tuple((int(i.shape[-2]), int(i.shape[-1])) for i in images),
-            input_hws=input_hws,
-            padded_hw=(int(batch.shape[-2]), int(batch.shape[-1])),
-        )
+        classes = int(model.roi_heads.box_predictor.cls_score.out_features) - 1
+        super().__init__(model, classes, preprocessing, precision)
 
     def propose(self, features: Features) -> list[Tensor]:
         """RPN head, anchors, decoding, per-level top-n and NMS."""
         rpn, maps = self.model.rpn, list(features.maps.values())
-        with self._autocast(maps[0].device):
+        with self.autocast(maps[0].device):
             objectness, deltas = rpn.head(maps)
         objectness, deltas = [o.float() for o in objectness], [d.float() for d in deltas]
         require_finite("proposals", *objectness, *deltas)
@@ -81,7 +65,7 @@ class TorchvisionNetwork(nn.Module):
         """Box head, softmax, per-class NMS and top-k; boxes scaled back to the image."""
         heads, input_hws = self.model.roi_heads, list(features.input_hws)
         rois = self._pool(heads.box_roi_pool, features, proposals)
-        with self._autocast(rois.device):
+        with self.autocast(rois.device):
             logits, deltas = heads.box_predictor(heads.box_head(rois))
         logits, deltas = logits.float(), deltas.float()
         require_finite("detections", logits, deltas)
@@ -104,7 +88,7 @@ class TorchvisionNetwork(nn.Module):
         sizes = zip(boxes, features.image_hws, features.input_hws, strict=True)
         scaled = [resize_boxes(b, image_hw, net_hw) for b, image_hw, net_hw in sizes]
         rois = self._pool(heads.mask_roi_pool, features, scaled)
-        with self._autocast(rois.device):
+        with self.autocast(rois.device):
             logits = heads.mask_predictor(heads.mask_head(rois))  # (N, classes, M, M)
         chosen = logits[torch.arange(len(logits), device=logits.device), torch.cat(labels)].float()
         require_finite("masks", chosen)
@@ -117,9 +101,6 @@ class TorchvisionNetwork(nn.Module):
         pool.map_levels = None
         rois: Tensor = pool(dict(features.maps), boxes, list(features.input_hws))
         return rois
-
-    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
 
 
 def build_model(parts: NetworkParts, class_count: int) -> MaskRCNN:
