@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from sartorius_infer.images import find_images as find_images
     from sartorius_infer.images import read_image as read_image
     from sartorius_infer.instances import build_instances as build_instances
+    from sartorius_infer.looks import looks_of_found as looks_of_found
+    from sartorius_infer.looks import looks_of_predictions as looks_of_predictions
     from sartorius_infer.networks import register_network as register_network
     from sartorius_infer.passes import predict as predict
     from sartorius_infer.predictions import load_prediction as load_prediction
+    from sartorius_infer.render import match_overlay as match_overlay
     from sartorius_infer.render import overlay as overlay
+    from sartorius_infer.report import report as report
     from sartorius_infer.rules import Rules as Rules
     from sartorius_infer.scoring import read_found as read_found
     from sartorius_infer.scoring import score as score
@@ -43,10 +47,14 @@ _HOMES = {
     "find_images": "images",
     "read_image": "images",
     "build_instances": "instances",
+    "looks_of_found": "looks",
+    "looks_of_predictions": "looks",
     "register_network": "networks",
     "predict": "passes",
     "load_prediction": "predictions",
+    "match_overlay": "render",
     "overlay": "render",
+    "report": "report",
     "Rules": "rules",
     "read_found": "scoring",
     "score": "scoring",

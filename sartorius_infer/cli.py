@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sartorius_infer.cli_predict import BAD_INPUT, OK, add_weights, load_plugins, predict, predict_parser
 from sartorius_infer.cli_score import score_command, score_parser
+from sartorius_infer.cli_show import show_command, show_parser
 from sartorius_infer.cli_tune import tune_command, tune_parser
 from sartorius_infer.errors import SartoriusError
 
@@ -154,5 +155,6 @@ _COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argp
     "models": (_models_parser, _models),
     "check": (_check_parser, _check),
     "score": (score_parser, score_command),
+    "show": (show_parser, show_command),
     "tune": (tune_parser, tune_command),
 }

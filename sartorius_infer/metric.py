@@ -67,6 +67,17 @@ def score_image(image_id: str, true: Sequence[Mask], found: Sequence[Mask], pixe
     return ImageScore(image_id, tp, len(true), len(found))
 
 
+def match(true: Sequence[Mask], found: Sequence[Mask], pixel_count: int, iou: float) -> Int64:
+    """The number of each true cell's partner among the found ones, int64 (T,), -1 for none.
+
+    As many pairs as `score_image` counts at `iou`, one of the `THRESHOLDS`; else raises ValueError.
+    """
+    if iou not in THRESHOLDS:
+        raise ValueError(f"expected an IoU of {', '.join(map(str, THRESHOLDS))}, found {iou}")
+    shared, unions = overlaps(true, found, pixel_count)
+    return _partners(20 * shared > _TWENTIETHS[THRESHOLDS.index(iou)] * unions)
+
+
 def overlaps(true: Sequence[Mask], found: Sequence[Mask], pixel_count: int) -> tuple[Int64, Int64]:
     """Pixels in both and in either, int64 (T, P), of each true and each found cell."""
     one, other = _indicator(true, pixel_count), _indicator(found, pixel_count)
@@ -89,8 +100,12 @@ def _pairs(match: NDArray[np.bool_]) -> int:
         return 0
     if match.sum(axis=0).max() <= 1 and match.sum(axis=1).max() <= 1:
         return int(match.sum())
-    paired = maximum_bipartite_matching(csr_array(match), perm_type="column")
-    return int((paired >= 0).sum())
+    return int((_partners(match) >= 0).sum())
+
+
+def _partners(match: NDArray[np.bool_]) -> Int64:
+    """The column of each row's partner in as many pairs as can be made, int64 (T,), -1 for none."""
+    return maximum_bipartite_matching(csr_array(match), perm_type="column").astype(np.int64)
 
 
 def mean_ap(scores: Sequence[ImageScore]) -> float:

@@ -26,7 +26,7 @@ from sartorius_infer.instances import build_instances, selector
 from sartorius_infer.journal import Result
 from sartorius_infer.passes import predict
 from sartorius_infer.predictions import save_prediction
-from sartorius_infer.render import save_overlay
+from sartorius_infer.render import overlay, save_overlay
 from sartorius_infer.submission import ResultWriter
 from sartorius_infer.types import CellImage, Prediction
 
@@ -300,6 +300,6 @@ class _Finisher:
         if self.options.save_predictions is not None:
             save_prediction(self.options.save_predictions, work.prediction)
         if self.options.overlays is not None:
-            save_overlay(self.options.overlays, work.image, instances, self.classes)
+            save_overlay(self.options.overlays, work.image.id, overlay(work.image, instances, self.classes))
         names = [self.classes[label - 1] for label in instances.labels]
         return _Outcome(Result(work.id, self.encode.encode(instances), dict(Counter(names))), None)

@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sartorius_infer.errors import ImageError
 from sartorius_infer.files import atomic_file
+from sartorius_infer.metric import Mask, match
+from sartorius_infer.rle import run_pixels
 from sartorius_infer.types import Bool, CellImage, Instances, Int32, UInt8
 
 # Okabe and Ito, "Color Universal Design" (2008), those that stand out on gray, clearest
@@ -26,11 +28,17 @@ PALETTE = (
     (213, 94, 0),  # vermillion
     (0, 114, 178),  # blue
 )
+HIT, MISS, FALSE_ALARM = PALETTE[0], PALETTE[2], PALETTE[5]
 NARROWEST = 256
 
 # Shares of the class's colour in the fill; cells that touch seldom get the same one.
 _FILLS = (0.10, 0.40, 0.20, 0.30)
 _BAND, _TEXT, _FAINT_TEXT = (24, 24, 24), (240, 240, 240), (160, 160, 160)
+
+
+def class_colours(count: int) -> list[tuple[int, int, int]]:
+    """The colours, RGB, of the first `count` classes, in label order."""
+    return list(islice(cycle(PALETTE), count))
 
 
 def outline(label_map: Int32) -> Bool:
@@ -60,27 +68,49 @@ def overlay(image: CellImage, instances: Instances, classes: Sequence[str]) -> U
         raise ImageError(f"{image.id}: expected cells of {expected} pixels, found {found}")
     if instances.labels.max(initial=0) > len(classes):
         raise ImageError(f"{image.id}: expected labels 1..{len(classes)}, found {instances.labels.max()}")
-    palette = list(islice(cycle(PALETTE), len(classes)))
+    palette = class_colours(len(classes))
     factor = _enlargement(image.size_hw)
-    picture, label_map = _stretched(image.pixels), instances.label_map
+    picture, label_map = stretched(image.pixels), instances.label_map
     if factor > 1:
         picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
         label_map = label_map.repeat(factor, axis=0).repeat(factor, axis=1)
     _paint(picture, label_map, np.array([(0, 0, 0), *palette])[instances.labels])
     counts = np.bincount(instances.labels, minlength=len(classes) + 1)[1:].tolist()
     entries = [(colour, f"{name} {n}") for colour, name, n in zip(palette, classes, counts, strict=True)]
-    width = max(picture.shape[1], NARROWEST)
-    beside = ((0, 0), (0, width - picture.shape[1]), (0, 0))
-    return np.vstack([np.pad(picture, beside), _legend(width, image.id, entries)])
+    return _with_legend(picture, image.id, entries)
 
 
-def save_overlay(folder: Path, image: CellImage, instances: Instances, classes: Sequence[str]) -> Path:
-    """Write `overlay` as `<id>.png` into `folder`, made if need be, whole or not at all.
+def match_overlay(image: CellImage, true: Sequence[Mask], found: Sequence[Mask], iou: float = 0.5) -> UInt8:
+    """The image with hits, misses (dashed) and false alarms outlined, uint8 RGB, and a legend under it.
 
-    Raises ImageError as `overlay` does, or if the file cannot be written.
+    A found cell is a hit where it pairs with a true one by an IoU greater than `iou`, one of
+    `metric.THRESHOLDS`. Masks are runs within the image; cells of either kind may share pixels.
+    Contrast as in `overlay`. Raises ValueError for another IoU.
     """
-    path = folder / f"{image.id}.png"
-    data = png(overlay(image, instances, classes))
+    partners = match(true, found, image.pixels.shape[0] * image.pixels.shape[1], iou)
+    hits = set(partners[partners >= 0].tolist())
+    picture = stretched(image.pixels)
+    kinds = (
+        ("hits", HIT, [found[c] for c in sorted(hits)]),
+        ("misses", MISS, [true[t] for t in np.flatnonzero(partners < 0).tolist()]),
+        ("false alarms", FALSE_ALARM, [mask for c, mask in enumerate(found) if c not in hits]),
+    )
+    for name, colour, masks in kinds:
+        for mask in masks:
+            _draw_outline(picture, mask, colour, dashed=name == "misses")
+    factor = _enlargement(image.size_hw)
+    picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    entries = [(colour, f"{name} {len(masks)}") for name, colour, masks in kinds]
+    return _with_legend(picture, f"{image.id}, IoU > {iou:.2f}", entries)
+
+
+def save_overlay(folder: Path, image_id: str, picture: UInt8) -> Path:
+    """Write a picture as `<image_id>.png` into `folder`, made if need be, whole or not at all.
+
+    Raises ImageError if the file cannot be written.
+    """
+    path = folder / f"{image_id}.png"
+    data = png(picture)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(path, "wb") as file:
@@ -102,7 +132,7 @@ def _enlargement(size_hw: tuple[int, int]) -> int:
     return max(1, min(-(-NARROWEST // width), 16 * NARROWEST // max(height, width)))
 
 
-def _stretched(pixels: UInt8) -> UInt8:
+def stretched(pixels: UInt8) -> UInt8:
     """RGB (H, W, 3) of gray or RGB pixels, 1st percentile to black and 99th to white."""
     shares = np.bincount(pixels.ravel(), minlength=256).cumsum() / pixels.size
     low, high = np.searchsorted(shares, (0.01, 0.99))
@@ -122,6 +152,28 @@ def _paint(picture: UInt8, label_map: Int32, colours: NDArray[np.int64]) -> None
     picture[cells] = picture[cells] * (1 - shares)[index] + tint[index]
     edge = outline(label_map)
     picture[edge] = colours[label_map[edge] - 1]
+
+
+def _draw_outline(picture: UInt8, mask: Mask, colour: tuple[int, int, int], dashed: bool) -> None:
+    """Outline a mask in place; touches the mask's own rows only."""
+    starts, lengths = mask
+    if len(starts) == 0:
+        return
+    width = picture.shape[1]
+    top, bottom = int(starts[0]) // width, int(starts[-1] + lengths[-1] - 1) // width + 1
+    # A ring of background above and below, as the mask has, unless the image ends there.
+    first, last = max(top - 1, 0), min(bottom + 1, picture.shape[0])
+    own = np.zeros((last - first) * width, np.int32)
+    own[run_pixels(starts - first * width, lengths)] = 1
+    y, x = np.nonzero(outline(own.reshape(-1, width)))
+    drawn = (x + y) % 8 <= 4 if dashed else np.ones(len(x), np.bool_)
+    picture[y[drawn] + first, x[drawn]] = colour
+
+
+def _with_legend(picture: UInt8, title: str, entries: Sequence[tuple[tuple[int, int, int], str]]) -> UInt8:
+    width = max(picture.shape[1], NARROWEST)
+    beside = ((0, 0), (0, width - picture.shape[1]), (0, 0))
+    return np.vstack([np.pad(picture, beside), _legend(width, title, entries)])
 
 
 def _legend(width: int, title: str, entries: Sequence[tuple[tuple[int, int, int], str]]) -> UInt8:

@@ -133,32 +133,40 @@ def read_found(path: Path, truth: Mapping[str, TrueImage]) -> dict[str, list[Fou
     COCO results name no image without cells: then every image of the truth counts. Raises
     SubmissionError, naming file, line or image, and TruthError for an image without truth.
     """
-    return _from_coco(path, truth) if path.suffix.lower() == ".json" else _from_csv(path, truth)
+    return read_cells(path, {image_id: image.size_hw for image_id, image in truth.items()}, "of the truth")
 
 
-def _from_csv(path: Path, truth: Mapping[str, TrueImage]) -> dict[str, list[FoundCell]]:
+def read_cells(
+    path: Path, sizes: Mapping[str, tuple[int, int]], whence: str = "that is there"
+) -> dict[str, list[FoundCell]]:
+    """As `read_found`, of images whose sizes (H, W) are known; `whence` they are, for messages."""
+    read = _from_coco if path.suffix.lower() == ".json" else _from_csv
+    return read(path, sizes, whence)
+
+
+def _from_csv(path: Path, sizes: Mapping[str, tuple[int, int]], whence: str) -> dict[str, list[FoundCell]]:
     found: dict[str, list[FoundCell]] = {}
     for row in read_submission(path):
-        if row.id not in truth:
-            raise TruthError(f"{path}: line {row.line}: expected an image of the truth, found {row.id!r}")
+        if row.id not in sizes:
+            raise TruthError(f"{path}: line {row.line}: expected an image {whence}, found {row.id!r}")
         cells = found.setdefault(row.id, [])
         if not row.predicted.strip():
             continue
         try:
-            cells.append(FoundCell(decode(row.predicted, truth[row.id].size_hw)))
+            cells.append(FoundCell(decode(row.predicted, sizes[row.id])))
         except ValueError as error:
             raise SubmissionError(f"{path}: line {row.line}: {row.id}: {error}") from None
     return found
 
 
-def _from_coco(path: Path, truth: Mapping[str, TrueImage]) -> dict[str, list[FoundCell]]:
-    found: dict[str, list[FoundCell]] = {image_id: [] for image_id in truth}
+def _from_coco(path: Path, sizes: Mapping[str, tuple[int, int]], whence: str) -> dict[str, list[FoundCell]]:
+    found: dict[str, list[FoundCell]] = {image_id: [] for image_id in sizes}
     try:
         for entry in json.loads(path.read_text(encoding="utf-8")):
             image_id = str(entry["image_id"])
-            if image_id not in truth:
-                raise TruthError(f"{path}: expected images of the truth, found {image_id!r}")
-            mask = coco_runs(entry["segmentation"], truth[image_id].size_hw)
+            if image_id not in sizes:
+                raise TruthError(f"{path}: expected images {whence}, found {image_id!r}")
+            mask = coco_runs(entry["segmentation"], sizes[image_id])
             found[image_id].append(FoundCell(mask, float(entry["score"]), int(entry["category_id"])))
     except TruthError:
         raise

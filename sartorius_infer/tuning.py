@@ -217,14 +217,15 @@ class Curve:
     chosen: float
 
 
-def curves(scorer: Scorer, rules: Rules) -> list[Curve]:
+def curves(scorer: Scorer, rules: Rules, settings: Sequence[str] = ("score", "min_area")) -> list[Curve]:
     """Score against threshold and against minimum area, for each class that an image holds."""
     drawn = []
     present = {label for example in scorer.examples for label in example.prediction.labels.tolist()}
     for label, name in enumerate(scorer.classes, start=1):
         if label not in present:
             continue
-        for setting, grid in (("score", SCORES), ("min_area", AREAS)):
+        for setting in settings:
+            grid: Sequence[float] = SCORES if setting == "score" else AREAS
             chosen = float(getattr(rules.of(name), setting))
             values = tuple(sorted({float(v) for v in grid} | {chosen}))
             kind = int if setting == "min_area" else float

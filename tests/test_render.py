@@ -158,7 +158,7 @@ def test_cells_of_another_image() -> None:
 
 def test_saved_overlay(tmp_path: Path) -> None:
     image, found = gray(), cells((10, 10, 60, 60))
-    path = save_overlay(tmp_path / "new", image, found, CLASSES)
+    path = save_overlay(tmp_path / "new", image.id, overlay(image, found, CLASSES))
     assert path == tmp_path / "new" / "image.png"
     assert [inside.name for inside in path.parent.iterdir()] == ["image.png"]
     read = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
@@ -169,4 +169,4 @@ def test_saved_overlay(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ImageError, match=r"image\.png: cannot be written: (File exists|Not a directory)"):
-        save_overlay(tmp_path / "file", gray(), cells(), CLASSES)
+        save_overlay(tmp_path / "file", "image", overlay(gray(), cells(), CLASSES))
