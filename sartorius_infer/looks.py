@@ -24,6 +24,8 @@ from sartorius_infer.types import Bool, Float32, Instances, Int64, Prediction
 UNTOLD = ("cell",)
 """The class of a submission.csv's cells, which tells none."""
 
+_HIGHEST = 1.001
+
 
 @dataclass(frozen=True, eq=False)
 class Look:
@@ -66,7 +68,8 @@ def looks_of_found(
     """The cells of a submission, all shown; sizes (H, W) by id.
 
     classes: of COCO results, in the order of their categories; None for a submission.csv, which tells
-    neither classes nor scores. Raises TruthError for a category that is none of the classes.
+    neither classes nor scores. Raises TruthError for a category that is none of the classes, or a score
+    outside [0, 1].
     """
     names = UNTOLD if classes is None else tuple(classes)
     looks = {image_id: _look(image_id, cells, sizes[image_id], names) for image_id, cells in found.items()}
@@ -77,9 +80,12 @@ def _look(
     image_id: str, cells: Sequence[FoundCell], size_hw: tuple[int, int], classes: Sequence[str]
 ) -> Look:
     labels = np.array([cell.label for cell in cells], np.int64)
-    if len(labels) and not 1 <= labels.min() <= labels.max() <= len(classes):
-        raise TruthError(f"{image_id}: expected categories 1..{len(classes)}, found {labels.max()}")
+    for label in labels[(labels < 1) | (labels > len(classes))]:
+        raise TruthError(f"{image_id}: expected categories 1..{len(classes)}, found {label}")
     scores = np.array([cell.score for cell in cells], np.float32)
+    # Give or take the rounding of a mean, as predictions may; NaN is outside, and no JSON.
+    for score in scores[~((scores >= 0) & (scores <= _HIGHEST))]:
+        raise TruthError(f"{image_id}: expected scores in [0, 1], found {score}")
     return Look(size_hw, tuple(cell.mask for cell in cells), scores, labels, np.zeros(len(cells), np.bool_))
 
 
