@@ -85,7 +85,7 @@ def _look(
     scores = np.array([cell.score for cell in cells], np.float32)
     # Give or take the rounding of a mean, as predictions may; NaN is outside, and no JSON.
     for score in scores[~((scores >= 0) & (scores <= _HIGHEST))]:
-        raise TruthError(f"{image_id}: expected scores in [0, 1], found {score}")
+        raise TruthError(f"{image_id}: expected scores in [0, 1], found {score!s}")
     return Look(size_hw, tuple(cell.mask for cell in cells), scores, labels, np.zeros(len(cells), np.bool_))
 
 

@@ -72,10 +72,16 @@ def match(true: Sequence[Mask], found: Sequence[Mask], pixel_count: int, iou: fl
 
     As many pairs as `score_image` counts at `iou`, one of the `THRESHOLDS`; else raises ValueError.
     """
+    level = twentieths(iou)
+    shared, unions = overlaps(true, found, pixel_count)
+    return _partners(20 * shared > level * unions)
+
+
+def twentieths(iou: float) -> int:
+    """One of the `THRESHOLDS` in twentieths; raises ValueError for another IoU."""
     if iou not in THRESHOLDS:
         raise ValueError(f"expected an IoU of {', '.join(map(str, THRESHOLDS))}, found {iou}")
-    shared, unions = overlaps(true, found, pixel_count)
-    return _partners(20 * shared > _TWENTIETHS[THRESHOLDS.index(iou)] * unions)
+    return _TWENTIETHS[THRESHOLDS.index(iou)]
 
 
 def overlaps(true: Sequence[Mask], found: Sequence[Mask], pixel_count: int) -> tuple[Int64, Int64]:

@@ -15,7 +15,7 @@ import numpy as np
 from sartorius_infer.errors import ImageError, TruthError
 from sartorius_infer.images import ImageFile, read_image
 from sartorius_infer.looks import Look, Looks, shown_masks
-from sartorius_infer.metric import Mask, overlaps, score_image
+from sartorius_infer.metric import Mask, overlaps, score_image, twentieths
 from sartorius_infer.render import class_colours, stretched
 from sartorius_infer.rle import run_pixels
 from sartorius_infer.scoring import bootstrap
@@ -44,7 +44,7 @@ def report(
     truth: by image id; with it hits, misses, false alarms and the score are shown. curves: of the score
     against minimum areas. iou: what a hit must exceed at first, one of `metric.THRESHOLDS`.
     Raises ImageError for an image that is missing or has another size than its cells, TruthError for a
-    truth that is missing or has another size.
+    truth that is missing or has another size, ValueError for another IoU.
     """
     by_id = {file.id: file for file in files}
     missing = [image_id for image_id in looks.images if image_id not in by_id]
@@ -60,7 +60,7 @@ def report(
         on_image(image_id)
     content = _settings(looks) | {
         "truth": truth is not None,
-        "level": round(20 * iou),
+        "level": twentieths(iou),
         "interval": bootstrap(np.array(aps)) if aps else None,
         "area_curves": list(_area_curves(curves, looks.classes)),
         "images": entries,

@@ -19,7 +19,7 @@ from sartorius_infer.predictions import save_prediction
 from sartorius_infer.rle import encode_label_map, run_pixels, split_label_map
 from sartorius_infer.rules import ClassRule, EdgeThresholds, Rules
 from sartorius_infer.truth import TrueImage
-from sartorius_infer.types import Bool, Instances, Int32, Prediction
+from sartorius_infer.types import Bool, Prediction
 
 SIZE = (96, 128)
 PIXELS = SIZE[0] * SIZE[1]
@@ -106,8 +106,3 @@ def write_train(path: Path, truth: dict[str, TrueImage], **columns: Any) -> Path
 
 def with_floors(looks: Looks, floors: tuple[float, ...]) -> Looks:
     return replace(looks, floors=floors)
-
-
-def instances_of(label_map: Int32, image_id: str = "image") -> Instances:
-    n = int(label_map.max(initial=0))
-    return Instances(image_id, label_map, np.ones(n, np.float32), np.ones(n, np.int64))

@@ -44,7 +44,7 @@ def ruled(draw: st.DrawFn, **fixed: object) -> Rules:
     """Any rules, edge thresholds of classes left out."""
     one = st.builds(ClassRule, score=tenths, mask=st.sampled_from([0.2, 0.35, 0.5, 0.7]), min_area=areas)
     settings = {
-        "per_class": st.fixed_dictionaries({name: one for name in CLASSES}),
+        "per_class": st.fixed_dictionaries(dict.fromkeys(CLASSES, one)),
         "rescore_by_mask": st.booleans(),
         "consensus": st.sampled_from(["count", "score_sum"]),
         "overlap_survival": tenths,
