@@ -22,6 +22,11 @@ function element(name, attributes = {}, ...children) {
 
 const swatch = (colour) => element("span", { class: "swatch", style: `background: rgb(${colour})` });
 
+/** Two decimals, or as many more as the value needs: rules may lie between a slider's steps. */
+function hundredths(value) {
+  return +value.toFixed(2) === +value.toFixed(4) ? value.toFixed(2) : plain(value);
+}
+
 function slider(text, id, low, high, step, value, format, change) {
   const told = element("output", { for: id }, format(value));
   const input = element("input", { type: "range", id, min: low, max: high, step, value, oninput: () => {
@@ -43,7 +48,7 @@ function buildControls() {
       choice("match", swatch(HIT), "hits ", swatch(MISS), "misses (dashed) ", swatch(ALARM), "false alarms"),
       choice("class", "classes"),
       slider(["IoU over"], "level", .5, .95, .05, state.level / 20, (v) => v.toFixed(2), (v) => { state.level = Math.round(v * 20); }),
-      element("label", {}, element("input", { type: "checkbox", id: "truth", onchange: (e) => { state.truth = e.target.checked; refresh(); } }),
+      element("label", {}, element("input", { type: "checkbox", id: "truth", ...(state.truth ? { checked: "" } : {}), onchange: (e) => { state.truth = e.target.checked; refresh(); } }),
         "all true outlines (white)"));
   }
   DATA.classes.forEach((name, k) => {
@@ -51,16 +56,16 @@ function buildControls() {
     own.classList.add("of-class");
     const text = [own, name];
     if (!DATA.scored) { box.append(element("label", {}, ...text)); return; }
-    box.append(slider(text, `floor-${k + 1}`, 0, 1, .01, state.floors[k], (v) => v.toFixed(2), (v) => { state.floors[k] = v; }));
+    box.append(slider(text, `floor-${k + 1}`, 0, 1, .01, state.floors[k], hundredths, (v) => { state.floors[k] = v; }));
   });
-  if (DATA.scored) box.append(element("button", { type: "button", id: "reset", onclick: () => { state.floors = [...DATA.floors]; buildControls(); refresh(); } }, "thresholds as they were"));
+  if (DATA.scored) box.append(element("button", { type: "button", id: "reset", onclick: () => { state.floors = [...DATA.floors]; buildControls(); refresh(); $("reset").focus(); } }, "thresholds as they were"));
 }
 
 function writeSummary() {
   const found = results.reduce((n, r) => n + r.found, 0);
   const line = $("summary");
   line.replaceChildren();
-  if (DATA.truth) {
+  if (DATA.truth && results.length) {
     const now = mean(results.map((r) => r.ap));
     const moved = Math.abs(now - START) > 5e-5 ? ` (${now > START ? "+" : "−"}${Math.abs(now - START).toFixed(4)} against the thresholds as they were)` : "";
     const cells = results.reduce((n, r) => n + r.cells, 0);
@@ -70,26 +75,30 @@ function writeSummary() {
   line.append(element("span", { id: "found" }, String(found)), ` cells found in ${DATA.images.length} images.`);
 }
 
+/** For each cell of the image whether its class may show now, whatever its score. */
+function candidates(image) {
+  const winner = leader(image, state.floors);
+  return image.cells.label.map((label) => !winner || label === winner);
+}
+
 /** What belongs to each class now: its images and the cells that may show in them. */
 function ofClass(label, visit) {
   DATA.images.forEach((image, i) => {
-    const winner = leader(image, state.floors);
-    image.cells.label.forEach((own, c) => {
-      if (own === label && (!winner || winner === label)) visit(image, i, c);
-    });
+    const may = candidates(image);
+    image.cells.label.forEach((own, c) => { if (own === label && may[c]) visit(image, i, c); });
   });
 }
 
 function scoreChart(name, label) {
   const edges = Array.from({ length: 21 }, (_, i) => i / 20);
   const right = [], wrong = [];
-  const hits = DATA.images.map((image) => (image.truth ? match(image, image.cells.label.map(() => true), state.level) : null));
+  const hits = DATA.images.map((image) => (image.truth ? match(image, candidates(image), state.level) : null));
   ofClass(label, (image, i, c) => (hits[i] && hits[i][c] >= 0 ? right : wrong).push(image.cells.score[c]));
   const series = DATA.truth
     ? [{ name: "hits", colour: HIT, counts: histogram(right, edges) }, { name: "false", colour: ALARM, counts: histogram(wrong, edges) }]
     : [{ name, colour: DATA.colours[label - 1], counts: histogram(wrong, edges) }];
   const floor = state.floors[label - 1];
-  return bars(`${name}: scores of all candidates`, edges, series, { ticks: [0, .25, .5, .75, 1], format: plain, label: "score" }, [[floor, `threshold ${floor.toFixed(2)}`]]);
+  return bars(`${name}: scores of all candidates`, edges, series, { ticks: [0, .25, .5, .75, 1], format: plain, label: "score" }, [[floor, `threshold ${hundredths(floor)}`]]);
 }
 
 function areaChart(name, label) {
@@ -126,7 +135,7 @@ function writeCharts() {
   const charts = $("charts");
   const made = [];
   const labels = DATA.classes.map((_, k) => k + 1).filter((label) => DATA.images.some((image) => image.cells.label.includes(label)));
-  if (DATA.truth) made.push(precisionChart());
+  if (DATA.truth && results.length) made.push(precisionChart());
   if (curvesOf === String(state.floors) && curves.length) made.push(curveChart("Score if one class's threshold moved", curves,
     { low: 0, high: 1, ticks: [0, .25, .5, .75, 1], format: plain, label: "score threshold" }));
   const areas = DATA.area_curves.map((c) => ({ ...c, at: c.points.find((p) => p[0] === c.chosen)[1] }));

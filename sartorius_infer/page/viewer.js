@@ -104,6 +104,7 @@ function buildViewer() {
   const port = $("viewport");
   $("viewer").addEventListener("click", (event) => { const act = ACTIONS[event.target.dataset.do]; if (act) act(); });
   $("viewer").addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey) return; // the browser's own
     if (event.shiftKey && PANS[event.key]) pan(...PANS[event.key]);
     else if (KEYS[event.key]) ACTIONS[KEYS[event.key]]();
     else return;
