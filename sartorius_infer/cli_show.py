@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sartorius_infer.cli_predict import OK, add_weights
-from sartorius_infer.errors import ManifestError, PredictionError, SartoriusError
+from sartorius_infer.errors import ManifestError, PredictionError, SartoriusError, SubmissionError, TruthError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,15 +76,18 @@ def show_command(arguments: argparse.Namespace) -> int:
         def advance(image_id: str) -> None:
             bar.update()
 
-        page = report(
-            list(files.values()),
-            looks,
-            truth,
-            curves,
-            arguments.iou,
-            title=f"Cells of {(arguments.submission or arguments.predictions).name}",
-            on_image=advance,
-        )
+        try:
+            page = report(
+                list(files.values()),
+                looks,
+                truth,
+                curves,
+                arguments.iou,
+                title=f"Cells of {(arguments.submission or arguments.predictions).name}",
+                on_image=advance,
+            )
+        except TruthError as error:
+            raise TruthError(f"{arguments.truth}: {error}") from None
     with atomic_file(arguments.out, "w") as file:
         file.write(page)
     print(f"written   {arguments.out} ({len(page.encode()) / 1e6:.1f} MB), {len(looks.images)} images")
@@ -101,6 +104,10 @@ def _looks(
     if arguments.predictions is None:
         return _looks_of_submission(arguments, files), []
     manifest, predictions = _saved(arguments)
+    if unknown := [p.image_id for p in predictions if p.image_id not in files]:
+        raise PredictionError(
+            f"{arguments.predictions}: expected predictions of --images, found {', '.join(unknown[:5])}"
+        )
     looks = looks_of_predictions(predictions, manifest.rules, manifest.classes)
     if arguments.submission is not None:
         _compare(arguments, files, looks)
@@ -112,7 +119,11 @@ def _looks_of_submission(arguments: argparse.Namespace, files: dict[str, ImageFi
 
     found, sizes = _found(arguments.submission, files)
     scored = arguments.submission.suffix.lower() == ".json"
-    return looks_of_found(found, sizes, _manifest(arguments).classes if scored else None)
+    classes = _manifest(arguments).classes if scored else None
+    try:
+        return looks_of_found(found, sizes, classes)
+    except TruthError as error:
+        raise SubmissionError(f"{arguments.submission}: {error}") from None
 
 
 def _found(submission: Path, files: dict[str, ImageFile]) -> tuple[Found, dict[str, tuple[int, int]]]:
@@ -158,10 +169,11 @@ def _compare(arguments: argparse.Namespace, files: dict[str, ImageFile], looks: 
     from sartorius_infer.looks import shown_masks
 
     found, _ = _found(arguments.submission, files)
+    shown = {image_id: shown_masks(look, looks) for image_id, look in looks.images.items()}
     other = [
         image_id
-        for image_id, look in looks.images.items()
-        if _pixels(cell.mask for cell in found.get(image_id, ())) != _pixels(shown_masks(look, looks))
+        for image_id in dict.fromkeys([*shown, *found])
+        if _pixels(cell.mask for cell in found.get(image_id, ())) != _pixels(shown.get(image_id, ()))
     ]
     if other:
         print(

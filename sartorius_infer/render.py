@@ -166,8 +166,9 @@ def _draw_outline(picture: UInt8, mask: Mask, colour: tuple[int, int, int], dash
     own = np.zeros((last - first) * width, np.int32)
     own[run_pixels(starts - first * width, lengths)] = 1
     y, x = np.nonzero(outline(own.reshape(-1, width)))
+    y += first
     drawn = (x + y) % 8 <= 4 if dashed else np.ones(len(x), np.bool_)
-    picture[y[drawn] + first, x[drawn]] = colour
+    picture[y[drawn], x[drawn]] = colour
 
 
 def _with_legend(picture: UInt8, title: str, entries: Sequence[tuple[tuple[int, int, int], str]]) -> UInt8:

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import linear_sum_assignment
 
-from sartorius_infer.metric import THRESHOLDS, ImageScore, Mask, mean_ap, overlaps, score_image
+from sartorius_infer.metric import (
+    THRESHOLDS,
+    ImageScore,
+    Mask,
+    match,
+    mean_ap,
+    overlaps,
+    score_image,
+    twentieths,
+)
 from sartorius_infer.truth import read_train_csv
 from sartorius_infer.types import Bool
 
@@ -243,6 +252,52 @@ def test_counts_add_up_and_fall_with_the_threshold(true: list[Bool], found: list
     assert (np.diff(score.tp) <= 0).all()
     assert (np.diff(score.precision) <= 0).all()
     assert ((score.precision >= 0) & (score.precision <= 1)).all()
+
+
+def partners_of(true: Sequence[Bool], found: Sequence[Bool], t: float, pixels: int) -> list[int]:
+    partners = match([runs(m) for m in true], [runs(m) for m in found], pixels, t)
+    assert partners.dtype == np.int64
+    return list(partners.tolist())
+
+
+@given(cells, cells, st.sampled_from(THRESHOLDS))
+def test_partners_are_as_many_pairs_as_the_score_counts(
+    true: list[Bool], found: list[Bool], t: float
+) -> None:
+    partners = partners_of(true, found, t, 12)
+    assert len(partners) == len(true)
+    made = [(n, c) for n, c in enumerate(partners) if c >= 0]
+    assert set(partners) - {-1} <= set(range(len(found)))
+    assert len({c for _, c in made}) == len(made), "each found cell once"
+    exact = EXACT[THRESHOLDS.index(t)]
+    assert all(slow_iou(true[n], found[c]) > exact for n, c in made)
+    assert len(made) == scored(true, found).tp[THRESHOLDS.index(t)]
+
+
+@given(alike, alike)
+def test_partners_where_cells_overlap_and_repeat(true: list[Bool], found: list[Bool]) -> None:
+    counts = [sum(c >= 0 for c in partners_of(true, found, t, 8)) for t in THRESHOLDS]
+    assert counts == slow_tp(true, found)
+
+
+def test_partners_by_number() -> None:
+    true = [row(0, 5), row(10, 10), row(30, 2)]
+    found = [row(10, 7), row(35, 4), row(0, 5)]
+    assert partners_of(true, found, 0.5, 40) == [2, 0, -1]
+    assert partners_of(true, found, 0.7, 40) == [2, -1, -1]
+    assert partners_of(true, [], 0.5, 40) == [-1, -1, -1]
+    assert partners_of([], found, 0.5, 40) == []
+    assert partners_of([], [], 0.95, 40) == []
+
+
+@pytest.mark.parametrize("iou", [0, 0.49, 0.501, 1.0, float("nan")])
+def test_an_iou_that_is_no_threshold(iou: float) -> None:
+    with pytest.raises(ValueError, match=rf"^expected an IoU of 0\.5, 0\.55, .*, 0\.95, found {iou}$"):
+        match([], [], 1, iou)
+
+
+def test_thresholds_in_twentieths() -> None:
+    assert [twentieths(t) for t in THRESHOLDS] == list(range(10, 20))
 
 
 def test_images_count_alike_whatever_the_number_of_their_cells() -> None:

@@ -63,16 +63,9 @@ def test_the_public_names_are_these() -> None:
         [
             *("CellImage", "Ensemble", "Instances", "Prediction", "Rules", "SartoriusError", "__version__"),
             *("build_instances", "check_submission", "find_images", "load_ensemble", "load_prediction"),
-            *(
-                "open_writer",
-                "overlay",
-                "predict",
-                "read_found",
-                "read_image",
-                "read_truth",
-                "register_network",
-            ),
-            *("resolve_device", "score", "tune"),
+            *("looks_of_found", "looks_of_predictions", "match_overlay", "open_writer", "overlay", "predict"),
+            *("read_found", "read_image", "read_truth", "register_network", "report", "resolve_device"),
+            *("score", "tune"),
         ]
     )
     for name in sartorius_infer.__all__:

@@ -12,7 +12,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sartorius_infer.errors import ImageError
-from sartorius_infer.render import NARROWEST, PALETTE, outline, overlay, save_overlay
+from sartorius_infer.metric import THRESHOLDS, Mask, score_image
+from sartorius_infer.render import (
+    FALSE_ALARM,
+    HIT,
+    MISS,
+    NARROWEST,
+    PALETTE,
+    match_overlay,
+    outline,
+    overlay,
+    png,
+    save_overlay,
+)
+from sartorius_infer.rle import split_label_map
 from sartorius_infer.types import Bool, CellImage, Instances, Int32, UInt8
 
 CLASSES = ("shsy5y", "astro", "cort")
@@ -170,3 +183,147 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ImageError, match=r"image\.png: cannot be written: (File exists|Not a directory)"):
         save_overlay(tmp_path / "file", "image", overlay(gray(), cells(), CLASSES))
+
+
+# Hits, misses and false alarms.
+
+
+def runs(top: int, left: int, bottom: int, right: int, size_hw: tuple[int, int] = SIZE_HW) -> Mask:
+    """A rectangle's."""
+    return split_label_map(cells((top, left, bottom, right), size_hw=size_hw).label_map, 1)[0]
+
+
+def box(
+    top: int, left: int, bottom: int, right: int, size_hw: tuple[int, int] = SIZE_HW
+) -> tuple[Mask, Bool]:
+    """A rectangle's runs, and its outline."""
+    place = (top, left, bottom, right)
+    return runs(*place, size_hw), reference(cells(place, size_hw=size_hw).label_map)
+
+
+def of_colour(picture: UInt8, colour: tuple[int, int, int], size_hw: tuple[int, int] = SIZE_HW) -> Bool:
+    found: Bool = (picture[: size_hw[0], : size_hw[1]] == colour).all(axis=2)
+    return found
+
+
+def every_dash() -> Bool:
+    y, x = np.indices(SIZE_HW)
+    kept: Bool = (x + y) % 8 <= 4
+    return kept
+
+
+def test_hits_misses_and_false_alarms_are_outlined() -> None:
+    image = gray(low=100, high=120)
+    bare = overlay(image, cells(), CLASSES)[:300]
+    (true, _), (found, hit) = box(10, 10, 50, 60), box(12, 10, 50, 60)
+    (missed, miss), (wrong, alarm) = box(100, 100, 140, 170), box(200, 30, 230, 90)
+    drawn = match_overlay(image, [missed, true], [wrong, found])
+    assert drawn.dtype == np.uint8
+    assert np.array_equal(of_colour(drawn, HIT), hit)
+    assert np.array_equal(of_colour(drawn, FALSE_ALARM), alarm)
+    assert np.array_equal(of_colour(drawn, MISS), miss & every_dash())
+    assert 0 < of_colour(drawn, MISS).sum() < miss.sum()
+    rest = ~(hit | alarm | (miss & every_dash()))
+    assert np.array_equal(drawn[:300][rest], bare[rest]), "nothing is filled"
+    assert swatches(drawn[300:]) == [HIT, MISS, FALSE_ALARM]
+
+
+def test_a_hit_at_a_low_iou_is_a_miss_and_a_false_alarm_at_a_high_one() -> None:
+    (true, missed), (found, drawn) = box(10, 10, 50, 50), box(10, 10, 50, 42)
+    assert of_colour(match_overlay(gray(), [true], [found], 0.75), HIT).sum() >= drawn.sum()
+    picture = match_overlay(gray(), [true], [found], 0.8)
+    assert not of_colour(picture, HIT).any()
+    # False alarms are drawn last.
+    assert np.array_equal(of_colour(picture, FALSE_ALARM), drawn)
+    assert np.array_equal(of_colour(picture, MISS), missed & every_dash() & ~drawn)
+
+
+def test_border_cells() -> None:
+    """The image's border is no outline, and a cell there does not wrap around."""
+    for corner in ((0, 0, 9, 9), (0, 391, 9, 400), (291, 0, 300, 9), (291, 391, 300, 400), (0, 0, 300, 400)):
+        mask, edge = box(*corner)
+        drawn = match_overlay(gray(), [], [mask])
+        assert np.array_equal(of_colour(drawn, FALSE_ALARM), edge), corner
+        drawn = match_overlay(gray(), [mask], [])
+        assert np.array_equal(of_colour(drawn, MISS), edge & every_dash()), corner
+
+
+def test_a_cell_of_several_parts_and_one_without_pixels() -> None:
+    label_map = cells((5, 5, 20, 20), (280, 300, 299, 330)).label_map.clip(0, 1)
+    (mask,) = split_label_map(label_map, 1)
+    nothing = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+    drawn = match_overlay(gray(), [nothing], [mask, nothing])
+    assert np.array_equal(of_colour(drawn, FALSE_ALARM), reference(label_map))
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(THRESHOLDS))
+@settings(max_examples=15, deadline=None)
+def test_as_many_are_drawn_as_the_metric_counts(seed: int, iou: float) -> None:
+    """Of disjoint cells in either set each outline's corner tells what the cell is taken for."""
+    rng = np.random.default_rng(seed)
+    places = [(60 * (n // 6), 60 * (n % 6)) for n in range(24)]
+    true, found, corners = [], [], {}
+    for y, x in places:
+        shift, kind = int(rng.integers(0, 12)), rng.integers(3)
+        if kind < 2:
+            true.append(runs(y + 1, x + 1, y + 41, x + 41))
+        if kind > 0:
+            found.append(runs(y + 1, x + 1 + shift, y + 41, x + 41 + shift))
+            corners[len(found) - 1] = (y + 1, x + 1 + shift)
+    drawn = match_overlay(gray(low=100, high=120), true, found, iou)
+    score = score_image("", true, found, 300 * 400)
+    at = THRESHOLDS.index(iou)
+    hits = sum(of_colour(drawn, HIT)[corner] for corner in corners.values())
+    alarms = sum(of_colour(drawn, FALSE_ALARM)[corner] for corner in corners.values())
+    assert (hits, alarms) == (score.tp[at], score.fp[at])
+    assert of_colour(drawn, MISS).any() == (score.fn[at] > 0)
+
+
+def test_nothing_to_match() -> None:
+    image = gray()
+    drawn = match_overlay(image, [], [])
+    assert np.array_equal(drawn[:300], overlay(image, cells(), CLASSES)[:300])
+    assert swatches(drawn[300:]) == [HIT, MISS, FALSE_ALARM]
+
+
+def test_the_legend_tells_counts_and_the_iou() -> None:
+    (mask, _), (other, _) = box(10, 10, 50, 60), box(100, 100, 150, 150)
+    bands = [
+        match_overlay(gray(), true, found, iou)[300:].tobytes()
+        for true, found, iou in (
+            ([], [], 0.5), ([], [], 0.55), ([mask], [mask], 0.5), ([mask], [], 0.5), ([], [mask], 0.5),
+            ([], [mask, other], 0.5),
+        )
+    ]  # fmt: skip
+    assert len(set(bands)) == len(bands)
+
+
+def test_matches_in_a_narrow_and_in_a_colour_image() -> None:
+    size = (60, 70)
+    mask, _ = box(10, 10, 40, 40, size)
+    drawn = match_overlay(gray(size), [], [mask])
+    assert drawn.shape[1] == 280
+    assert (drawn[40:44, 40:44] == FALSE_ALARM).all(), "pixels are enlarged with their outline"
+    colour = CellImage("image", np.dstack([gray().pixels, gray().pixels // 2, gray().pixels // 3]))
+    mask, edge = box(10, 10, 40, 40)
+    assert np.array_equal(of_colour(match_overlay(colour, [], [mask]), FALSE_ALARM), edge)
+
+
+def test_matching_changes_neither_image_nor_cells() -> None:
+    image, (mask, _) = gray(), box(10, 10, 50, 60)
+    pixels, starts = image.pixels.copy(), mask[0].copy()
+    match_overlay(image, [mask], [mask])
+    assert np.array_equal(image.pixels, pixels)
+    assert np.array_equal(mask[0], starts)
+
+
+def test_matches_at_an_iou_that_the_metric_has_not() -> None:
+    with pytest.raises(ValueError, match=r"expected an IoU of .*, found 0\.51"):
+        match_overlay(gray(), [], [], 0.51)
+
+
+def test_png_bytes_are_the_picture() -> None:
+    drawn = match_overlay(gray(), [], [runs(10, 10, 50, 60)])
+    read = cv2.imdecode(np.frombuffer(png(drawn), np.uint8), cv2.IMREAD_COLOR)
+    assert read is not None
+    assert np.array_equal(read[..., ::-1], drawn)
