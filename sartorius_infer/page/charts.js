@@ -1,6 +1,6 @@
 // Small charts as SVG: labelled axes with units, values written where they are.
 
-const BOX = { w: 340, h: 190, left: 44, right: 12, top: 14, bottom: 36 };
+const BOX = { w: 340, h: 190, left: 44, right: 20, top: 14, bottom: 36 };
 
 function node(name, attributes, text) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);

@@ -186,6 +186,7 @@ const COLUMNS = [
   ["fp", "false alarms", (r) => r.found - r.tp[state.level - 10]],
   ["fn", "misses", (r) => r.cells - r.tp[state.level - 10]],
 ].filter(([key]) => DATA.truth || key === "id" || key === "found");
+const NAMES = new Set(["id", "type"]); // the columns of words, not of numbers
 
 function order() {
   const [, , value] = COLUMNS.find(([key]) => key === state.sort);
@@ -196,7 +197,7 @@ function order() {
 
 function writeTable() {
   const head = element("tr", {}, ...COLUMNS.map(([key, text]) => element("th",
-    { scope: "col", ...(state.sort === key ? { "aria-sort": state.up ? "ascending" : "descending" } : {}) },
+    { scope: "col", class: NAMES.has(key) ? "name" : "", ...(state.sort === key ? { "aria-sort": state.up ? "ascending" : "descending" } : {}) },
     element("button", { type: "button", "data-sort": key, onclick: () => {
       state.up = state.sort === key ? !state.up : true;
       state.sort = key;
@@ -206,7 +207,7 @@ function writeTable() {
   const rows = order().map((i) => element("tr", {}, ...COLUMNS.map(([key, , value, format]) => {
     const told = value(results[i], DATA.images[i]);
     const text = format ? format(told) : String(told);
-    return element("td", key === "id" || key === "type" ? { class: "name" } : {},
+    return element("td", { class: NAMES.has(key) ? "name" : "" },
       key === "id" ? element("button", { type: "button", onclick: () => open(i) }, text) : text);
   })));
   $("images").replaceChildren(head, ...rows);
