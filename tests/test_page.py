@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from factories import CLASSES
-from shows import PIXELS, RULES, SIZE, Case, dense, make_case, with_floors
+from shows import PIXELS, RULES, SIZE, Case, dense, make_case, one_mask, with_floors
 
 from sartorius_infer.instances import consensus_label
 from sartorius_infer.looks import Look, Looks, looks_of_found, looks_of_predictions, shown_masks, visible
@@ -24,6 +24,7 @@ from sartorius_infer.render import FALSE_ALARM, HIT, MISS, class_colours, outlin
 from sartorius_infer.report import report
 from sartorius_infer.rules import ClassRule, Rules
 from sartorius_infer.scoring import FoundCell
+from sartorius_infer.truth import TrueImage
 from sartorius_infer.tuning import Example, Scorer, curves
 from sartorius_infer.types import Bool
 
@@ -373,6 +374,25 @@ def test_the_page_begins_at_the_iou_it_was_made_with(browser: Browser, case: Cas
     browser.open(write_page(case, "strict", case.looks, truth=True, iou=0.8))
     assert browser.text("output[for=level]") == "0.80"
     assert told(browser) == summary(case, case.looks, 0.8)
+
+
+def test_an_iou_of_exactly_the_threshold_is_no_hit(browser: Browser, case: Case) -> None:
+    """Found cells of 11 to 20 twentieths of a true one."""
+    true, found = [], []
+    for k in range(11, 21):
+        mask = np.zeros(SIZE, np.bool_)
+        mask[4 * k, :20] = True
+        true.append(one_mask(mask))
+        mask[4 * k, k:] = False
+        found.append(FoundCell(one_mask(mask)))
+    only = replace(case, truth={"i1": TrueImage("i1", SIZE, "", tuple(true))})
+    looks = looks_of_found({"i1": found}, {"i1": SIZE})
+    browser.open(write_page(only, "exact", looks, truth=True))
+    for hits in range(10, 0, -1):
+        expected = f": {hits} hits, {10 - hits} false alarms, {10 - hits} misses"
+        assert browser.text("#gallery .text").endswith(expected)
+        browser.one("#level").send_keys(Keys.ARROW_RIGHT)
+    assert browser.text("#score") == summary(only, looks)["score"]
 
 
 def test_thresholds_as_they_were(browser: Browser, case: Case, page: Path) -> None:
