@@ -37,7 +37,7 @@ predictions = st.builds(
     st.integers(0, 2**32 - 1),
     st.integers(0, 25),
 )
-many = settings(max_examples=80, derandomize=True)
+many = settings(max_examples=50, derandomize=True)
 
 
 def ruled(draw: st.DrawFn, **fixed: object) -> Rules:
