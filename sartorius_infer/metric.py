@@ -71,23 +71,22 @@ def score_image(image_id: str, true: Sequence[Mask], found: Sequence[Mask], pixe
 class TrueCells:
     """The true cells of one image, made ready to be compared with many label maps.
 
-    owners  int64 (P,), from 0, and
-    pixels  int64 (P,): every pixel of every cell; a pixel of two cells is there twice
+    owners  int32 (P,), from 0, and
+    pixels  int32 (P,): every pixel of every cell; a pixel of two cells is there twice
     areas   int64 (T,), in pixels
     """
 
-    owners: Int64
-    pixels: Int64
+    owners: Int32
+    pixels: Int32
     areas: Int64
 
 
 def true_cells(masks: Sequence[Mask]) -> TrueCells:
     """Masks as `rle.decode` gives them, pixel by pixel."""
-    pixels = [run_pixels(*mask) for mask in masks]
-    areas = np.array([len(some) for some in pixels], np.int64)
-    return TrueCells(
-        np.repeat(np.arange(len(masks)), areas), np.concatenate([*pixels, np.zeros(0, np.int64)]), areas
-    )
+    starts, lengths = (np.concatenate([m[i] for m in masks] or [np.zeros(0, np.int64)]) for i in (0, 1))
+    areas = np.array([mask[1].sum() for mask in masks], np.int64)
+    owners = np.repeat(np.arange(len(masks), dtype=np.int32), areas)
+    return TrueCells(owners, run_pixels(starts, lengths).astype(np.int32), areas)
 
 
 def score_label_map(image_id: str, true: TrueCells, label_map: Int32, n: int) -> ImageScore:
@@ -98,7 +97,8 @@ def score_label_map(image_id: str, true: TrueCells, label_map: Int32, n: int) ->
     """
     flat = label_map.ravel()
     width, count = n + 1, len(true.areas)
-    shared = np.bincount(true.owners * width + flat[true.pixels], minlength=count * width)
+    places = np.multiply(true.owners, width, dtype=np.int64) + flat[true.pixels]
+    shared = np.bincount(places, minlength=count * width)
     shared = shared.reshape(count, width)[:, 1:]
     one, other = shared.nonzero()
     both = shared[one, other]

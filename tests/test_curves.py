@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from test_trials import CLASSES, HIDDEN, examples
+from annotated import CLASSES, HIDDEN, examples
 
 from sartorius_infer.choices import Choice
 from sartorius_infer.curves import curves, save_plot

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from factories import empty_prediction, make_prediction, random_boxes, random_prediction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors.torch import save_file
+from tiny import tiny_model, write_tiny
 
+from sartorius_infer.ensemble import load_ensemble
 from sartorius_infer.fuse import Boxes, fuse
 from sartorius_infer.manifest import Fusion
 from sartorius_infer.members import combine, resample
-from sartorius_infer.types import Float32, Prediction
+from sartorius_infer.passes import predict
+from sartorius_infer.types import CellImage, Float32, Prediction
 
 SIZE_HW = (40, 52)
 FIELDS = ("boxes", "scores", "labels", "masks", "evidence")
@@ -180,6 +187,24 @@ def test_only_the_ratio_of_weights_counts(seed: int, vote: float, scale: float, 
 def test_masks_are_probabilities(seed: int, fusion: Fusion) -> None:
     masks = combine(members_of(seed, 3), [1, 2, 3], fusion).masks
     assert ((masks >= 0) & (masks <= 1)).all()
+
+
+def test_boxes_and_scores_are_those_of_the_networks_together(tmp_path: Path) -> None:
+    """Only masks are approximated: of one view, all else is what the two passes give."""
+    manifest = write_tiny(tmp_path)
+    save_file(tiny_model(1).state_dict(), tmp_path / "other.safetensors")
+    content = json.loads(manifest.read_text())
+    content["models"].append(content["models"][0] | {"name": "b", "file": "other.safetensors", "weight": 2.0})
+    manifest.write_text(json.dumps(content))
+    ensemble = load_ensemble([manifest], torch.device("cpu"))
+    image = CellImage("image", np.random.default_rng(0).integers(0, 256, (64, 96), np.uint8))
+    (together,) = predict(ensemble, [image])
+    alone = [predict(replace(ensemble, members=(m,)), [image])[0] for m in ensemble.members]
+    found = combine(alone, [1.0, 2.0], ensemble.manifest.fusion)
+    assert len(found) > max(map(len, alone)) > 3
+    for name in ("boxes", "scores", "labels", "evidence"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(together, name))
+    assert found.masks.shape == together.masks.shape
 
 
 # Single cells.

@@ -7,44 +7,16 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from factories import empty_prediction, random_prediction
+from annotated import CLASSES, HIDDEN, SIZE, examples, plain_scores
+from factories import empty_prediction
 
 from sartorius_infer.choices import Choice
 from sartorius_infer.errors import TruthError
-from sartorius_infer.instances import build_instances
 from sartorius_infer.manifest import Fusion
-from sartorius_infer.members import combine
-from sartorius_infer.metric import score_image
 from sartorius_infer.paste import PasteMode
-from sartorius_infer.rle import split_label_map
 from sartorius_infer.rules import ClassRule, EdgeRule, EdgeThresholds, Rules
 from sartorius_infer.trials import Example, Scorer
 from sartorius_infer.truth import TrueImage
-
-CLASSES = ("a", "b", "c")
-SIZE = (60, 80)
-HIDDEN = Rules(per_class={name: ClassRule(score=0.4) for name in CLASSES})
-
-
-def examples(count: int = 5, members: int = 1) -> list[Example]:
-    """The truth is what the first member says."""
-    rng, made = np.random.default_rng(0), []
-    for i in range(count):
-        seen = tuple(replace(random_prediction(rng, 20, SIZE), image_id=f"i{i}") for _ in range(members))
-        cells = build_instances(seen[0], HIDDEN, CLASSES)
-        masks = tuple(split_label_map(cells.label_map, len(cells)))
-        made.append(Example(seen, TrueImage(f"i{i}", SIZE, CLASSES[i % 3], masks)))
-    return made
-
-
-def plain_scores(some: list[Example], choice: Choice) -> list[float]:
-    scores = []
-    for example in some:
-        prediction = combine(example.members, choice.weights, choice.fusion)
-        cells = build_instances(prediction, choice.rules, CLASSES)
-        found = split_label_map(cells.label_map, len(cells))
-        scores.append(score_image("", example.truth.masks, found, SIZE[0] * SIZE[1]).ap)
-    return scores
 
 
 def any_rules(rng: np.random.Generator) -> Rules:
@@ -75,7 +47,7 @@ def any_choice(rng: np.random.Generator, members: int) -> Choice:
 @pytest.mark.parametrize("members", [1, 3])
 @pytest.mark.parametrize("kept_bytes", [0, 200_000, 1 << 30])
 def test_what_is_remembered_is_what_the_choice_gives(members: int, kept_bytes: int) -> None:
-    some, rng = examples(members=members), np.random.default_rng(1)
+    some, rng = examples(5, members), np.random.default_rng(1)
     scorer = Scorer(some, CLASSES, kept_bytes)
     assert scorer.members == members
     for _ in range(40):
@@ -87,7 +59,7 @@ def test_what_is_remembered_is_what_the_choice_gives(members: int, kept_bytes: i
 
 
 def test_a_candidate_costs_what_it_changes() -> None:
-    some = examples(members=2)
+    some = examples(5, members=2)
     scorer = Scorer(some, CLASSES)
     start = Choice(HIDDEN, weights=(1.0, 1.0))
     scorer(start)
@@ -109,7 +81,7 @@ def test_a_candidate_costs_what_it_changes() -> None:
 
 @pytest.mark.parametrize("fits", [0, 2, 5])
 def test_memory_is_bounded_and_rounds_over_the_images_still_gain(fits: int) -> None:
-    some = examples()
+    some = examples(5)
     one = Scorer(some, CLASSES)
     one(Choice(HIDDEN))
     sizes = [made.nbytes for made in one._store.kept.values()]
@@ -122,7 +94,7 @@ def test_memory_is_bounded_and_rounds_over_the_images_still_gain(fits: int) -> N
 
 
 def test_what_another_choice_left_makes_room() -> None:
-    some = examples(members=2)
+    some = examples(5, members=2)
     one = Scorer(some, CLASSES)
     one(Choice(HIDDEN, weights=(1.0, 0.0)))
     scorer = Scorer(some, CLASSES, one._store.used)
