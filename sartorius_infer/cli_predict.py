@@ -29,7 +29,7 @@ The bare command predicts. Other jobs are subcommands, each with a --help of its
   models   describe a manifest or checkpoints: what was inferred, what is assumed
   check    re-read a submission and list everything wrong with it
   score    the competition's score of a submission, in total and in parts
-  tune     choose the rules by the score, on annotated images
+  tune     choose rules, fusion and weights by the score, on annotated images
 """
 
 EXIT_CODES = (

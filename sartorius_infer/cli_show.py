@@ -13,13 +13,13 @@ from sartorius_infer.errors import ManifestError, PredictionError, SartoriusErro
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from sartorius_infer.curves import Curve
     from sartorius_infer.images import ImageFile
     from sartorius_infer.looks import Looks
     from sartorius_infer.manifest import Manifest
     from sartorius_infer.metric import Mask
     from sartorius_infer.scoring import Found
     from sartorius_infer.truth import TrueImage
-    from sartorius_infer.tuning import Curve
     from sartorius_infer.types import Prediction
 
 Truth = dict[str, "TrueImage"]
@@ -188,11 +188,23 @@ def _pixels(masks: Iterable[Mask]) -> set[tuple[bytes, bytes]]:
 
 
 def _curves(predictions: list[Prediction], manifest: Manifest, truth: Truth) -> list[Curve]:
-    """The score against the minimum area, of the images whose truth is known."""
-    from sartorius_infer.tuning import Example, Scorer, curves
+    """The score against each class's minimum area, of the images whose truth is known."""
+    from sartorius_infer.choices import choice_of
+    from sartorius_infer.curves import area_curve
+    from sartorius_infer.trials import Example, Scorer
 
-    examples = [Example(p, truth[p.image_id]) for p in predictions if p.image_id in truth]
-    return curves(Scorer(examples, manifest.classes), manifest.rules, ("min_area",)) if examples else []
+    # Where truth is missing or of another size the page itself says so, naming the file.
+    pairs = [(p, truth[p.image_id]) for p in predictions if p.image_id in truth]
+    examples = [Example((p,), known) for p, known in pairs if known.size_hw == p.size_hw]
+    if not examples:
+        return []
+    scorer, choice = Scorer(examples, manifest.classes), choice_of(manifest, apart=False)
+    present = scorer.labels(choice)
+    return [
+        area_curve(scorer, choice, name)
+        for label, name in enumerate(manifest.classes, start=1)
+        if label in present
+    ]
 
 
 def _overlays(

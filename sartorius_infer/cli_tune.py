@@ -1,4 +1,4 @@
-"""The `tune` command: rules chosen by the score, with what speaks for them."""
+"""The `tune` command: rules, and how several networks vote, chosen by the score, with what speaks for it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from sartorius_infer.cli_predict import OK, add_weights, load_plugins
 from sartorius_infer.errors import ManifestError, TruthError
 
 if TYPE_CHECKING:
+    from sartorius_infer.choices import Choice
     from sartorius_infer.manifest import Manifest
-    from sartorius_infer.truth import TrueImage
-    from sartorius_infer.tuning import Curve, Example, Tuned
+    from sartorius_infer.trials import Example
+    from sartorius_infer.tuning import Tuned
+    from sartorius_infer.types import Prediction
 
 
 def tune_parser() -> argparse.ArgumentParser:
@@ -23,7 +25,8 @@ def tune_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sartorius_infer tune",
         description="Choose score thresholds, mask thresholds, minimum areas, edge rule, overlap survival "
-        "and consensus so that the competition's score is highest. Networks run once.",
+        "and consensus so that the competition's score is highest; with several networks that are seen "
+        "one by one, their fusion IoU and weights too. Networks run once.",
     )
     add_weights(parser)
     add = parser.add_argument
@@ -31,11 +34,13 @@ def tune_parser() -> argparse.ArgumentParser:
     add("--images", nargs="+", type=Path, metavar="PATH", help="the annotated images")
     add(
         "--predictions",
+        nargs="+",
         type=Path,
         metavar="DIR",
-        help="from --save-predictions, instead of --images: no network runs",
+        help="from --save-predictions, instead of --images: no network runs. One folder of the whole "
+        "ensemble, or one for each network of the manifest, named as it or else in the manifest's order",
     )
-    add("--out", type=Path, required=True, metavar="JSON", help="the manifest with the new rules")
+    add("--out", type=Path, required=True, metavar="JSON", help="the manifest with what was chosen")
     add("--plot", type=Path, metavar="PNG", help="curves of the score (default: beside --out)")
     add("--folds", type=int, default=5, metavar="N", help="of cross-validation (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of folds and intervals (default: %(default)s)")
@@ -47,65 +52,71 @@ def tune_command(arguments: argparse.Namespace) -> int:
     """Choose, judge, write and draw."""
     from tqdm import tqdm
 
-    from sartorius_infer.tuning import Scorer, curves, tune
+    from sartorius_infer.choices import choice_of
+    from sartorius_infer.curves import curves, save_plot
+    from sartorius_infer.trials import Scorer
+    from sartorius_infer.tuning import tune
 
     if (arguments.images is None) == (arguments.predictions is None):
         raise TruthError("expected --images or --predictions, found both or neither")
-    truth = _truth(arguments)
-    content, manifest, examples = _examples(arguments, truth)
+    content, manifest, examples = _examples(arguments)
     scorer = Scorer(examples, manifest.classes)
+    start = choice_of(manifest, apart=scorer.members > 1)
     with tqdm(total=arguments.folds + 1, unit=" fold", desc="search", dynamic_ncols=True) as bar:
 
         def advance(fold: int) -> None:
             bar.update()
 
-        tuned = tune(scorer, manifest.rules, arguments.folds, arguments.seed, advance)
-        drawn = curves(scorer, tuned.rules)
+        tuned = tune(scorer, start, arguments.folds, arguments.seed, advance)
+        drawn = curves(scorer, tuned.choice)
         bar.update()
-    _report(manifest, tuned)
-    _write(arguments.out, content, tuned)
+    _report(manifest, start, tuned)
+    _write(arguments.out, _with_choice(content, tuned.choice), tuned)
     picture = arguments.plot or arguments.out.with_suffix(".png")
-    _plot(drawn, picture)
+    save_plot(drawn, picture)
     print(f"written   {arguments.out}\n          {picture}")
     return OK
 
 
-def _truth(arguments: argparse.Namespace) -> dict[str, TrueImage]:
+def _examples(arguments: argparse.Namespace) -> tuple[dict[str, Any], Manifest, list[Example]]:
+    """The manifest's JSON with paths as seen from --out, the manifest, and annotated predictions."""
+    from sartorius_infer.trials import Example
     from sartorius_infer.truth import read_truth
 
-    return read_truth(arguments.truth)
-
-
-def _examples(
-    arguments: argparse.Namespace, truth: dict[str, TrueImage]
-) -> tuple[dict[str, Any], Manifest, list[Example]]:
-    """The manifest's JSON with paths as seen from --out, the manifest, and annotated predictions."""
-    from sartorius_infer.tuning import Example
-
-    if arguments.predictions is not None:
-        from sartorius_infer.ensemble import find_weights
-        from sartorius_infer.manifest import load_manifest
-        from sartorius_infer.predictions import load_prediction
-
-        found = find_weights(arguments.weights)
-        if not isinstance(found, Path):
-            raise ManifestError("expected --weights to be a manifest beside --predictions, found checkpoints")
-        manifest = load_manifest(found).manifest
-        files = sorted(arguments.predictions.glob("*.npz"))
-        if not files:
-            raise TruthError(f"{arguments.predictions}: expected saved predictions (.npz), found none")
-        predictions = [load_prediction(file) for file in files]
-    else:
-        manifest, predictions = _run_networks(arguments)
-    unknown = [p.image_id for p in predictions if p.image_id not in truth]
-    if unknown:
+    truth = read_truth(arguments.truth)
+    load = _run_networks if arguments.predictions is None else _load_predictions
+    manifest, images = load(arguments)
+    ids = [members[0].image_id for members in images]
+    if unknown := [image_id for image_id in ids if image_id not in truth]:
         raise TruthError(f"{arguments.truth}: expected the truth of every image, found none of {unknown[0]}")
     content = manifest.model_dump(mode="json", by_alias=True, exclude_unset=True)
     _relocate(content, _folder(arguments.weights), arguments.out)
-    return content, manifest, [Example(p, truth[p.image_id]) for p in predictions]
+    return content, manifest, [Example(m, truth[i]) for i, m in zip(ids, images, strict=True)]
 
 
-def _run_networks(arguments: argparse.Namespace) -> tuple[Manifest, list[Any]]:
+def _load_predictions(arguments: argparse.Namespace) -> tuple[Manifest, list[tuple[Prediction, ...]]]:
+    """The manifest, and for each image what was saved: of the ensemble, or of each member."""
+    from sartorius_infer.ensemble import find_weights
+    from sartorius_infer.manifest import load_manifest
+    from sartorius_infer.predictions import load_members, match_folders
+
+    found = find_weights(arguments.weights)
+    if not isinstance(found, Path):
+        raise ManifestError("expected --weights to be a manifest beside --predictions, found checkpoints")
+    manifest = load_manifest(found).manifest
+    folders = arguments.predictions
+    if len(folders) > 1:
+        names = [model.name for model in manifest.models]
+        folders = match_folders(folders, names)
+        for name, folder in zip(names, folders, strict=True):
+            print(f"network   {name}: {folder}")
+    return manifest, load_members(folders)
+
+
+def _run_networks(arguments: argparse.Namespace) -> tuple[Manifest, list[tuple[Prediction, ...]]]:
+    """The manifest, and for each image what each member sees by itself, in all views."""
+    from dataclasses import replace
+
     from tqdm import tqdm
 
     from sartorius_infer.device import resolve_device, resolve_precision
@@ -117,8 +128,12 @@ def _run_networks(arguments: argparse.Namespace) -> tuple[Manifest, list[Any]]:
     files = find_images(arguments.images)
     device = resolve_device(arguments.device)
     ensemble = load_ensemble(arguments.weights, device, resolve_precision("auto", device))
-    bar = tqdm(files, unit=" image", desc="predict", dynamic_ncols=True)
-    return ensemble.manifest, [predict(ensemble, [read_image(file)])[0] for file in bar]
+    alone = [replace(ensemble, members=(member,)) for member in ensemble.members]
+    found = []
+    for file in tqdm(files, unit=" image", desc="predict", dynamic_ncols=True):
+        image = read_image(file)
+        found.append(tuple(predict(one, [image])[0] for one in alone))
+    return ensemble.manifest, found
 
 
 def _folder(weights: Sequence[Path]) -> Path:
@@ -141,7 +156,7 @@ def _relocate(content: dict[str, Any], folder: Path, out: Path) -> None:
         model["file"] = os.path.relpath(file, out.parent.resolve())
 
 
-def _report(manifest: Manifest, tuned: Tuned) -> None:
+def _report(manifest: Manifest, start: Choice, tuned: Tuned) -> None:
     gain = tuned.gain
     verdict = "a real gain" if gain.low > 0 else "a real loss" if gain.high < 0 else "no gain that is real"
     print(f"images    {tuned.images}, {tuned.folds} folds")
@@ -149,12 +164,27 @@ def _report(manifest: Manifest, tuned: Tuned) -> None:
     print(f"seen      {tuned.seen:.4f} (flatters: chosen on the same images)")
     print(f"unseen    {tuned.unseen:.4f} (chosen without the image)")
     print(f"gain      {gain.difference:+.4f}, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}: {verdict}")
+    _report_rules(manifest, tuned.choice)
+    if len(start.weights) > 1:
+        _report_members(manifest, start, tuned.choice)
+
+
+def _report_rules(manifest: Manifest, chosen: Choice) -> None:
     for name in manifest.classes:
-        old, new = manifest.rules.of(name), tuned.rules.of(name)
+        old, new = manifest.rules.of(name), chosen.rules.of(name)
         print(f"  {name:8}" + ", ".join(_changes(old.model_dump(), new.model_dump())))
     shared = {"per_class", "paste"}
-    before, after = (r.model_dump(exclude=shared) for r in (manifest.rules, tuned.rules))
+    before, after = (r.model_dump(exclude=shared) for r in (manifest.rules, chosen.rules))
     print("  all     " + ", ".join(_changes(before, after)))
+
+
+def _report_members(manifest: Manifest, start: Choice, chosen: Choice) -> None:
+    names = [model.name for model in manifest.models]
+    before, after = (dict(zip(names, c.weights, strict=True)) for c in (start, chosen))
+    print("  fusion  " + ", ".join(_changes({"iou": start.fusion.iou}, {"iou": chosen.fusion.iou})))
+    print("  weights " + ", ".join(_changes(before, after)))
+    if left_out := [name for name, weight in after.items() if weight == 0]:
+        print(f"left out  {', '.join(left_out)}: scores best without")
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -165,6 +195,16 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return "/".join(_plain(v) for v in value.values())
     return "none" if value is None else str(value)
+
+
+def _with_choice(content: dict[str, Any], choice: Choice) -> dict[str, Any]:
+    """The manifest's JSON with what was chosen; a network without a vote is not listed any more."""
+    content = content | {"rules": choice.rules.model_dump(mode="json", exclude_none=True)}
+    if len(choice.weights) == 1:
+        return content
+    pairs = zip(content["models"], choice.weights, strict=True)
+    models = [model | {"weight": weight} for model, weight in pairs if weight > 0]
+    return content | {"models": models, "fusion": content.get("fusion", {}) | {"iou": choice.fusion.iou}}
 
 
 def _write(out: Path, content: dict[str, Any], tuned: Tuned) -> None:
@@ -181,41 +221,7 @@ def _write(out: Path, content: dict[str, Any], tuned: Tuned) -> None:
         low=tuned.gain.low,
         high=tuned.gain.high,
     )
-    content |= {
-        "rules": tuned.rules.model_dump(mode="json", exclude_none=True),
-        "evidence": evidence.model_dump(),
-    }
-    text = json.dumps(content, indent=2, ensure_ascii=False)
+    text = json.dumps(content | {"evidence": evidence.model_dump()}, indent=2, ensure_ascii=False)
     Manifest.model_validate_json(text)
     with atomic_file(out, "w") as file:
         file.write(text + "\n")
-
-
-def _plot(drawn: Sequence[Curve], path: Path) -> None:
-    """Two charts side by side: the score against each class's threshold, and against its minimum area."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    labels = {"score": "score threshold", "min_area": "minimum area (pixels)"}
-    styles = ("-", "--", ":", "-.")
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
-    for axis, (setting, label) in zip(axes, labels.items(), strict=True):
-        mine = [curve for curve in drawn if curve.setting == setting]
-        for number, curve in enumerate(mine):
-            colour = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")[number % 4]
-            axis.plot(curve.values, curve.scores, styles[number % 4], color=colour)
-            best = curve.scores[curve.values.index(curve.chosen)]
-            axis.plot([curve.chosen], [best], "o", color=colour)
-            axis.annotate(
-                f"{curve.class_name} {curve.chosen:g}", (curve.chosen, best), xytext=(4, 6 + 11 * number),
-                textcoords="offset points", color=colour,
-            )  # fmt: skip
-        axis.set_xlabel(label)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("score (mean average precision)")
-    figure.suptitle("Score on all annotated images against one setting, the others as chosen (dots)")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)

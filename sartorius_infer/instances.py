@@ -5,7 +5,8 @@ Cells claim pixels of one label map, the surest first; no cell ever owns another
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from itertools import compress
 from typing import NamedTuple
 
 import cv2
@@ -38,15 +39,25 @@ class _Cell(NamedTuple):
     area: int
 
 
-def build_instances(prediction: Prediction, rules: Rules, classes: Sequence[str]) -> Instances:
+def build_instances(
+    prediction: Prediction, rules: Rules, classes: Sequence[str], crops: Sequence[Crop] | None = None
+) -> Instances:
     """Apply the rules to one image's prediction; label l is `classes[l - 1]`.
 
     Cells claim their pixels by falling score, at equal scores the smaller mask first, then in the
-    prediction's order, and are numbered in that order.
+    prediction's order, and are numbered in that order. `crops` are all of the prediction's cells as
+    `paste_cells` pastes them by `rules.paste`, for a caller who tries many rules on one prediction.
     """
-    prediction = prediction[select(prediction.scores, prediction.labels, rules, classes)]
+    keep = select(prediction.scores, prediction.labels, rules, classes)
     limits = _limits(rules, classes)
-    cells = sorted(_paste(prediction, rules, limits), key=lambda cell: (-cell.score, cell.area))
+    pasted: Iterable[Crop]
+    if crops is None:
+        some = prediction[keep]
+        pasted = paste_cells(some.masks, some.boxes, some.size_hw, rules.paste)
+    else:
+        pasted = compress(crops, keep)
+    scored = zip(prediction.scores[keep].tolist(), prediction.labels[keep].tolist(), pasted, strict=True)
+    cells = sorted(_thresholded(scored, rules, limits), key=lambda cell: (-cell.score, cell.area))
     label_map = np.zeros(prediction.size_hw, np.int32)
     kept: list[_Cell] = []
     for cell in cells:
@@ -97,6 +108,25 @@ def consensus_label(scores: Float32, labels: Int64, rules: Rules, classes: Seque
     return -max(ranks)[2] if ranks else None
 
 
+def decisive(rules: Rules, classes: Sequence[str], labels: Sequence[int]) -> Hashable:
+    """What of the rules decides over cells of these labels, once any consensus has spoken.
+
+    Rules that differ, but not in this, make the same instances of such cells.
+    """
+    limits = _limits(rules, classes)
+    columns = np.array(labels, np.int64) - 1
+    own = [part[..., columns] for part in limits]
+    edges_differ = any((inner != edge).any() for inner, edge in own[1:])
+    return (
+        *(part.tobytes() for part in own),
+        rules.edge.margin if edges_differ else None,
+        rules.rescore_by_mask,
+        rules.overlap_survival,
+        rules.fill_holes,
+        rules.paste,
+    )
+
+
 def _limits(rules: Rules, classes: Sequence[str]) -> _Limits:
     """The thresholds of all classes; an edge score of infinity drops every edge cell."""
     inner = [rules.of(name) for name in classes]
@@ -110,14 +140,12 @@ def _limits(rules: Rules, classes: Sequence[str]) -> _Limits:
     )
 
 
-def _paste(prediction: Prediction, rules: Rules, limits: _Limits) -> Iterator[_Cell]:
-    """The cells whose pasted masks may still lead to an instance, in the prediction's order."""
-    crops = paste_cells(prediction.masks, prediction.boxes, prediction.size_hw, rules.paste)
+def _thresholded(scored: Iterable[tuple[float, int, Crop]], rules: Rules, limits: _Limits) -> Iterator[_Cell]:
+    """The cells (score, label, crop) whose masks may still lead to an instance, in their order."""
     # Only filled holes add pixels to a mask, so without them a small one cannot grow up.
     smallest = np.maximum(limits.min_area.min(axis=0) * (not rules.fill_holes), 1)
     floors = limits.score.min(axis=0)
-    scores, labels = prediction.scores.tolist(), prediction.labels.tolist()
-    for score, label, crop in zip(scores, labels, crops, strict=True):
+    for score, label, crop in scored:
         mask = crop.probabilities >= limits.mask[label - 1]
         area = int(np.count_nonzero(mask))
         if area < smallest[label - 1]:

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from sartorius_infer.rle import run_pixels
-from sartorius_infer.types import Float64, Int64
+from sartorius_infer.types import Float64, Int32, Int64
 
 _TWENTIETHS = tuple(range(10, 20))
 
@@ -63,7 +62,8 @@ class ImageScore:
 def score_image(image_id: str, true: Sequence[Mask], found: Sequence[Mask], pixel_count: int) -> ImageScore:
     """Match found cells with true ones; cells of either may share pixels."""
     shared, unions = overlaps(true, found, pixel_count)
-    tp = np.array([_pairs(20 * shared > k * unions) for k in _TWENTIETHS], np.int64)
+    one, other = shared.nonzero()
+    tp = _matches(one, other, shared[one, other], unions[one, other])
     return ImageScore(image_id, tp, len(true), len(found))
 
 
@@ -74,7 +74,8 @@ def match(true: Sequence[Mask], found: Sequence[Mask], pixel_count: int, iou: fl
     """
     level = twentieths(iou)
     shared, unions = overlaps(true, found, pixel_count)
-    return _partners(20 * shared > level * unions)
+    matching = csr_array(20 * shared > level * unions)
+    return maximum_bipartite_matching(matching, perm_type="column").astype(np.int64)
 
 
 def twentieths(iou: float) -> int:
@@ -82,6 +83,45 @@ def twentieths(iou: float) -> int:
     if iou not in THRESHOLDS:
         raise ValueError(f"expected an IoU of {', '.join(map(str, THRESHOLDS))}, found {iou}")
     return _TWENTIETHS[THRESHOLDS.index(iou)]
+
+
+@dataclass(frozen=True, eq=False)
+class TrueCells:
+    """The true cells of one image, made ready to be compared with many label maps.
+
+    owners  int32 (P,), from 0, and
+    pixels  int32 (P,): every pixel of every cell; a pixel of two cells is there twice
+    areas   int64 (T,), in pixels
+    """
+
+    owners: Int32
+    pixels: Int32
+    areas: Int64
+
+
+def true_cells(masks: Sequence[Mask]) -> TrueCells:
+    """Masks as `rle.decode` gives them, pixel by pixel."""
+    starts, lengths = (np.concatenate([m[i] for m in masks] or [np.zeros(0, np.int64)]) for i in (0, 1))
+    areas = np.array([mask[1].sum() for mask in masks], np.int64)
+    owners = np.repeat(np.arange(len(masks), dtype=np.int32), areas)
+    return TrueCells(owners, run_pixels(starts, lengths).astype(np.int32), areas)
+
+
+def score_label_map(image_id: str, true: TrueCells, label_map: Int32, n: int) -> ImageScore:
+    """As `score_image` of the cells 1..n of a label map (H, W), in a fraction of its time.
+
+    Found cells that share no pixel need no table of cells x pixels: what the true cells' pixels hold
+    in the map is counted.
+    """
+    flat = label_map.ravel()
+    width, count = n + 1, len(true.areas)
+    places = np.multiply(true.owners, width, dtype=np.int64) + flat[true.pixels]
+    shared = np.bincount(places, minlength=count * width)
+    shared = shared.reshape(count, width)[:, 1:]
+    one, other = shared.nonzero()
+    both = shared[one, other]
+    unions = true.areas[one] + np.bincount(flat, minlength=width)[1:][other] - both
+    return ImageScore(image_id, _matches(one, other, both, unions), count, n)
 
 
 def overlaps(true: Sequence[Mask], found: Sequence[Mask], pixel_count: int) -> tuple[Int64, Int64]:
@@ -100,18 +140,21 @@ def _indicator(masks: Sequence[Mask], pixel_count: int) -> csr_array:
     return csr_array((np.ones(len(columns), np.int64), columns, bounds), shape=(len(masks), pixel_count))
 
 
-def _pairs(match: NDArray[np.bool_]) -> int:
-    """The most pairs, each cell in one at most, of a table (T, P) of which cells match."""
-    if not match.any():
+def _matches(true: Int64, found: Int64, shared: Int64, unions: Int64) -> Int64:
+    """TP at each threshold, int64 (10,), from the R pairs of cells that share pixels, all int64 (R,)."""
+    matching = 20 * shared > np.array(_TWENTIETHS)[:, None] * unions  # (10, R)
+    loosest = matching[0]
+    if all(len(set(cells[loosest].tolist())) == loosest.sum() for cells in (true, found)):
+        return np.asarray(matching.sum(axis=1), np.int64)  # one to one, and so at every higher threshold
+    return np.array([_pairs(true[some], found[some]) for some in matching], np.int64)
+
+
+def _pairs(true: Int64, found: Int64) -> int:
+    """The most pairs among those given, int64 (R,) each, with each cell in one at most."""
+    if len(true) == 0:
         return 0
-    if match.sum(axis=0).max() <= 1 and match.sum(axis=1).max() <= 1:
-        return int(match.sum())
-    return int((_partners(match) >= 0).sum())
-
-
-def _partners(match: NDArray[np.bool_]) -> Int64:
-    """The column of each row's partner in as many pairs as can be made, int64 (T,), -1 for none."""
-    return maximum_bipartite_matching(csr_array(match), perm_type="column").astype(np.int64)
+    paired = maximum_bipartite_matching(csr_array((np.ones(len(true)), (true, found))), perm_type="column")
+    return int((paired >= 0).sum())
 
 
 def mean_ap(scores: Sequence[ImageScore]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,50 @@ def load_prediction(path: Path) -> Prediction:
         raise PredictionError(f"{path}: {error}") from error
     _check_values(path, prediction)
     return prediction
+
+
+def load_members(folders: Sequence[Path]) -> list[tuple[Prediction, ...]]:
+    """For each image, by id, what each folder's member saw in it, in the order of the folders.
+
+    Raises PredictionError for a folder without saved predictions, and where one lacks an image that
+    another has.
+    """
+    stems = [{file.stem for file in folder.glob("*.npz")} for folder in folders]
+    everything = sorted(set().union(*stems))
+    for folder, mine in zip(folders, stems, strict=True):
+        if not mine:
+            raise PredictionError(f"{folder}: expected saved predictions (.npz), found none")
+        if missing := [image_id for image_id in everything if image_id not in mine]:
+            raise PredictionError(
+                f"{folder}: expected {missing[0]}.npz, which another member's folder has, found none "
+                f"({len(missing)} of {len(everything)} images are missing)"
+            )
+    return [tuple(load_prediction(folder / f"{i}.npz") for folder in folders) for i in everything]
+
+
+def match_folders(folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
+    """The folder of each of the networks with these names, in their order.
+
+    A folder named as a network is that one's; the others go, in their order, to the networks that are
+    left. Raises PredictionError unless there is one folder for each network, each once.
+    """
+    if len(folders) != len(names):
+        raise PredictionError(
+            f"expected one folder of predictions, or one for each of {len(names)} networks "
+            f"({', '.join(names)}), found {len(folders)}"
+        )
+    called = [folder.resolve() for folder in folders]
+    for index, folder in enumerate(called):
+        if folder in called[:index]:
+            raise PredictionError(f"{folders[index]}: expected each folder once, found it again")
+    own: dict[str, Path] = {}
+    for path, folder in zip(called, folders, strict=True):
+        if path.name in own:
+            raise PredictionError(f"{folder}: expected one folder for {path.name!r}, found two")
+        if path.name in names:
+            own[path.name] = folder
+    rest = iter([folder for folder in folders if folder not in own.values()])
+    return [own[name] if name in own else next(rest) for name in names]
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:

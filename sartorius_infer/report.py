@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from sartorius_infer.curves import Curve
 from sartorius_infer.errors import ImageError, TruthError
 from sartorius_infer.images import ImageFile, read_image
 from sartorius_infer.looks import Look, Looks, shown_masks
@@ -20,7 +21,6 @@ from sartorius_infer.render import class_colours, stretched
 from sartorius_infer.rle import run_pixels
 from sartorius_infer.scoring import bootstrap
 from sartorius_infer.truth import TrueImage
-from sartorius_infer.tuning import Curve
 from sartorius_infer.types import CellImage, Float32
 
 LONGEST = 2048

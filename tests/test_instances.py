@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from sartorius_infer.instances import build_instances, consensus_label, score_floors, select
+from sartorius_infer.instances import build_instances, consensus_label, decisive, score_floors, select
 from sartorius_infer.paste import paste_cells
 from sartorius_infer.rules import ClassRule, EdgeRule, EdgeThresholds, Rules
 from sartorius_infer.types import Bool, Float32, Instances, Prediction
@@ -171,6 +171,40 @@ def test_consensus_is_settled_once(prediction: Prediction, rules: Rules) -> None
     assert label == reference_consensus(prediction, rules)
     left = prediction[select(prediction.scores, prediction.labels, rules, CLASSES)]
     assert consensus_label(left.scores, left.labels, rules, CLASSES) == label
+
+
+@thorough
+@given(predictions, some_rules)
+def test_crops_pasted_before_give_the_same(prediction: Prediction, rules: Rules) -> None:
+    crops = list(paste_cells(prediction.masks, prediction.boxes, prediction.size_hw, rules.paste))
+    assert_same(
+        build_instances(prediction, rules, CLASSES, crops), build_instances(prediction, rules, CLASSES)
+    )
+
+
+@thorough
+@given(predictions, some_rules, some_rules)
+def test_rules_that_decide_alike_give_the_same(prediction: Prediction, one: Rules, other: Rules) -> None:
+    labels = np.unique(prediction.labels).tolist()
+    one, other = (rules.model_copy(update={"consensus": "off"}) for rules in (one, other))
+    # Of unrelated rules hardly any decide alike, of these, which differ in one thing, many do.
+    for name in ("per_class", "edge", "overlap_survival", "fill_holes"):
+        near = one.model_copy(update={name: getattr(other, name)})
+        if decisive(near, CLASSES, labels) == decisive(one, CLASSES, labels):
+            assert_same(build_instances(prediction, near, CLASSES), build_instances(prediction, one, CLASSES))
+
+
+@pytest.mark.parametrize("mode", ["keep", "drop"])
+def test_edge_thresholds_that_are_off_decide_nothing(mode: str) -> None:
+    edge = EdgeThresholds(score=0.9, min_area=7)
+    plain, held = (
+        Rules.model_validate({"per_class": {CLASSES[0]: ClassRule(edge=e)}, "edge": {"mode": mode}})
+        for e in (None, edge)
+    )
+    assert decisive(plain, CLASSES, [1, 2]) == decisive(held, CLASSES, [1, 2])
+    ruling = held.model_copy(update={"edge": EdgeRule(mode="rule")})
+    assert decisive(ruling, CLASSES, [1]) != decisive(held, CLASSES, [1])
+    assert decisive(ruling, CLASSES, []) == decisive(plain, CLASSES, [])
 
 
 @pytest.mark.parametrize("consensus", ["off", "count", "score_sum"])

@@ -17,6 +17,8 @@ import pytest
 from factories import CLASSES
 from shows import PIXELS, RULES, SIZE, Case, dense, make_case, one_mask, with_floors
 
+from sartorius_infer.choices import Choice
+from sartorius_infer.curves import curves
 from sartorius_infer.instances import consensus_label
 from sartorius_infer.looks import Look, Looks, looks_of_found, looks_of_predictions, shown_masks, visible
 from sartorius_infer.metric import THRESHOLDS, match, mean_ap, overlaps, twentieths
@@ -24,8 +26,8 @@ from sartorius_infer.render import FALSE_ALARM, HIT, MISS, class_colours, outlin
 from sartorius_infer.report import report
 from sartorius_infer.rules import ClassRule, Rules
 from sartorius_infer.scoring import FoundCell
+from sartorius_infer.trials import Example, Scorer
 from sartorius_infer.truth import TrueImage
-from sartorius_infer.tuning import Example, Scorer, curves
 from sartorius_infer.types import Bool
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -151,8 +153,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 @pytest.fixture(scope="module")
 def page(case: Case) -> Path:
     """With truth, scores and curves."""
-    examples = [Example(p, case.truth[p.image_id]) for p in case.predictions]
-    drawn = curves(Scorer(examples, CLASSES), RULES, ("min_area",))
+    examples = [Example((p,), case.truth[p.image_id]) for p in case.predictions]
+    drawn = curves(Scorer(examples, CLASSES), Choice(RULES))
     path = case.folder / "page.html"
     path.write_text(report(case.files, case.looks, case.truth, drawn, title="Cells of a case"), "utf-8")
     return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sartorius_infer.errors import PredictionError
-from sartorius_infer.predictions import load_prediction, save_prediction
+from sartorius_infer.predictions import load_members, load_prediction, match_folders, save_prediction
 from sartorius_infer.types import Prediction
 
 ARRAYS = {
@@ -178,3 +178,54 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "image.npz").mkdir()
     with pytest.raises(PredictionError, match="cannot be written"):
         save_prediction(tmp_path, some())
+
+
+# Several members, each in a folder of its own.
+
+
+def save_members(folder: Path, **images: str) -> list[Path]:
+    for name, ids in images.items():
+        for image_id in ids:
+            save_prediction(folder / name, replace(empty_prediction((4, 5 + len(name))), image_id=image_id))
+    return [folder / name for name in images]
+
+
+def test_members_come_image_by_image(tmp_path: Path) -> None:
+    found = load_members(save_members(tmp_path, m="bca", other="abc"))
+    assert [[p.image_id for p in members] for members in found] == [["a"] * 2, ["b"] * 2, ["c"] * 2]
+    assert {tuple(p.size_hw[1] for p in members) for members in found} == {(6, 10)}
+    assert load_members([]) == []
+
+
+def test_a_member_that_lacks_an_image_is_named(tmp_path: Path) -> None:
+    folders = save_members(tmp_path, m="abc", other="a")
+    with pytest.raises(PredictionError, match=r"other: expected b\.npz.*2 of 3"):
+        load_members(folders)
+    with pytest.raises(PredictionError, match=r"nowhere: expected saved predictions .*found none"):
+        load_members([tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        ("x/a x/b x/c", "x/a x/b x/c"),
+        ("x/c x/a x/b", "x/a x/b x/c"),
+        ("x/1 x/2 x/3", "x/1 x/2 x/3"),
+        ("x/1 x/a x/3", "x/a x/1 x/3"),
+        ("x/c x/1 x/2", "x/1 x/2 x/c"),
+    ],
+)
+def test_folders_go_to_networks_by_name_then_by_order(folders: str, expected: str) -> None:
+    found = match_folders([Path(folder) for folder in folders.split()], ("a", "b", "c"))
+    assert found == [Path(folder) for folder in expected.split()]
+
+
+def test_folders_that_fit_no_networks() -> None:
+    for folders, said in (
+        ("1 2 3", r"each of 2 networks \(a, b\), found 3"),
+        ("1 ./1", "each folder once"),
+        ("x/a y/a", "one folder for 'a', found two"),
+    ):
+        with pytest.raises(PredictionError, match=said):
+            match_folders([Path(folder) for folder in folders.split()], ("a", "b"))
+    assert match_folders([], []) == []

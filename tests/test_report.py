@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from shows import RULES, SIZE, Case, dense, make_case, one_mask, scored
 
+from sartorius_infer.choices import Choice
+from sartorius_infer.curves import curves
 from sartorius_infer.errors import ImageError, TruthError
 from sartorius_infer.images import ImageFile, find_images
 from sartorius_infer.looks import Look, Looks, looks_of_found, looks_of_predictions
@@ -25,8 +27,8 @@ from sartorius_infer.metric import Mask, mean_ap
 from sartorius_infer.render import class_colours, stretched
 from sartorius_infer.report import LONGEST, _packed, report
 from sartorius_infer.scoring import FoundCell, bootstrap
+from sartorius_infer.trials import Example, Scorer
 from sartorius_infer.truth import TrueImage, read_train_csv
-from sartorius_infer.tuning import Example, Scorer, curves
 from sartorius_infer.types import Bool
 
 SARTORIUS = Path(__file__).parents[2] / "shared" / "data" / "sartorius"
@@ -262,8 +264,8 @@ def test_colours_stay(tmp_path: Path) -> None:
 
 
 def test_minimum_area_curves_in_the_order_of_the_classes(case: Case) -> None:
-    examples = [Example(p, case.truth[p.image_id]) for p in case.predictions]
-    drawn = curves(Scorer(examples, CLASSES), RULES)
+    examples = [Example((p,), case.truth[p.image_id]) for p in case.predictions]
+    drawn = curves(Scorer(examples, CLASSES), Choice(RULES))
     assert {c.setting for c in drawn} == {"score", "min_area"}
     content = content_of(report(case.files, case.looks, case.truth, drawn))
     expected = [c for c in drawn if c.setting == "min_area"]

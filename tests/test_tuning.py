@@ -3,77 +3,29 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from annotated import CLASSES, HIDDEN, SIZE, examples, plain_scores
 from factories import random_prediction
 from tiny import write_image, write_tiny
 
+from sartorius_infer.choices import Choice
 from sartorius_infer.errors import TruthError
 from sartorius_infer.instances import build_instances
 from sartorius_infer.manifest import load_manifest
-from sartorius_infer.metric import score_image
 from sartorius_infer.predictions import save_prediction
 from sartorius_infer.rle import encode_label_map, split_label_map
-from sartorius_infer.rules import ClassRule, EdgeRule, EdgeThresholds, Rules
+from sartorius_infer.rules import ClassRule, Rules
+from sartorius_infer.trials import Example, Scorer
 from sartorius_infer.truth import TrueImage
-from sartorius_infer.tuning import Example, Scorer, coordinates, curves, search, tune
+from sartorius_infer.tuning import search, tune
 
-CLASSES = ("a", "b", "c")
-SIZE = (60, 80)
-LOOSE = Rules(per_class={name: ClassRule(score=0.0) for name in CLASSES}, overlap_survival=0.0)
-HIDDEN = Rules(
-    per_class={"a": ClassRule(score=0.5), "b": ClassRule(score=0.3, min_area=30), "c": ClassRule(score=0.7)}
-)
-
-
-def examples(count: int = 6, seed: int = 0) -> list[Example]:
-    """Predictions, and as truth what hidden rules make of them: good rules exist, and can be found."""
-    rng = np.random.default_rng(seed)
-    made = []
-    for i in range(count):
-        prediction = random_prediction(rng, 25, SIZE)
-        cells = build_instances(prediction, HIDDEN, CLASSES)
-        masks = tuple(split_label_map(cells.label_map, len(cells)))
-        made.append(Example(prediction, TrueImage(f"i{i}", SIZE, CLASSES[i % 3], masks)))
-    return made
-
-
-def plain_scores(some: list[Example], rules: Rules) -> list[float]:
-    scores = []
-    for example in some:
-        cells = build_instances(example.prediction, rules, CLASSES)
-        found = split_label_map(cells.label_map, len(cells))
-        scores.append(score_image("", example.truth.masks, found, SIZE[0] * SIZE[1]).ap)
-    return scores
-
-
-def any_rules(rng: np.random.Generator) -> Rules:
-    per_class = {}
-    for name in CLASSES:
-        edge = EdgeThresholds(score=round(rng.random(), 1), min_area=int(rng.integers(0, 40)))
-        rule = ClassRule(score=round(rng.random(), 1), min_area=int(rng.integers(0, 60)), mask=0.4)
-        per_class[name] = rule.model_copy(update={"edge": edge if rng.random() < 0.5 else None})
-    return Rules(
-        per_class=per_class,
-        consensus=("off", "count", "score_sum")[rng.integers(3)],
-        overlap_survival=round(rng.random(), 1),
-        rescore_by_mask=bool(rng.random() < 0.5),
-        fill_holes=bool(rng.random() < 0.5),
-        edge=EdgeRule(mode=("rule", "keep", "drop")[rng.integers(3)]),
-    )
-
-
-def test_what_is_remembered_is_what_the_rules_give() -> None:
-    some, rng = examples(), np.random.default_rng(1)
-    scorer = Scorer(some, CLASSES)
-    for _ in range(40):
-        rules = any_rules(rng)
-        assert scorer(rules).tolist() == plain_scores(some, rules)
-    assert scorer(HIDDEN).tolist() == [1.0] * len(some)
+LOOSE = Choice(Rules(per_class={name: ClassRule(score=0.0) for name in CLASSES}, overlap_survival=0.0))
 
 
 def test_search_never_loses_and_finds_good_rules() -> None:
@@ -83,18 +35,17 @@ def test_search_never_loses_and_finds_good_rules() -> None:
     start = scorer(LOOSE).mean()
     found = search(scorer, LOOSE, everything)
     assert scorer(found).mean() > max(start, 0.9)
-    assert search(scorer, HIDDEN, everything) == HIDDEN, "nothing beats 1, and ties keep what is"
+    best = Choice(HIDDEN)
+    assert search(scorer, best, everything) == best, "nothing beats 1, and ties keep what is"
 
 
-def test_every_setting_moves_alone() -> None:
-    for fine in (False, True):
-        for name, candidates in coordinates(CLASSES, fine):
-            for candidate in candidates(HIDDEN):
-                other = HIDDEN.model_dump()
-                moved = candidate.model_dump()
-                changed = [k for k in other if k != "per_class" and other[k] != moved[k]]
-                changed += [c for c in CLASSES if HIDDEN.of(c) != candidate.of(c)]
-                assert len(changed) <= 1, name
+def test_a_member_that_says_nonsense_loses_its_vote() -> None:
+    scorer = Scorer(examples(4, members=2), CLASSES)
+    start = Choice(HIDDEN, weights=(1.0, 1.0))
+    found = search(scorer, start, np.arange(4))
+    assert scorer(start).mean() < 0.9
+    assert scorer(found).mean() == 1
+    assert found.weights[1] == 0 < found.weights[0]
 
 
 @pytest.mark.slow
@@ -102,11 +53,11 @@ def test_tune_judges_on_unseen_images_and_repeats_itself() -> None:
     some = examples(9)
     tuned = tune(Scorer(some, CLASSES), LOOSE, folds=3, seed=5)
     assert tuned.start == pytest.approx(np.mean(plain_scores(some, LOOSE)))
-    assert tuned.seen == pytest.approx(np.mean(plain_scores(some, tuned.rules)))
+    assert tuned.seen == pytest.approx(np.mean(plain_scores(some, tuned.choice)))
     assert tuned.start < tuned.unseen <= tuned.seen + 1e-9
     assert tuned.gain.difference == pytest.approx(tuned.unseen - tuned.start)
     again = tune(Scorer(some, CLASSES), LOOSE, folds=3, seed=5)
-    assert (again.rules, again.unseen, again.gain) == (tuned.rules, tuned.unseen, tuned.gain)
+    assert (again.choice, again.unseen, again.gain) == (tuned.choice, tuned.unseen, tuned.gain)
 
 
 def test_labels_that_say_nothing_give_no_real_gain() -> None:
@@ -114,7 +65,8 @@ def test_labels_that_say_nothing_give_no_real_gain() -> None:
     noise = []
     for i in range(8):
         masks = tuple(split_label_map(rng.integers(0, 2, SIZE).astype(np.int32), 1))
-        noise.append(Example(random_prediction(rng, 10, SIZE), TrueImage(f"i{i}", SIZE, "a", masks)))
+        prediction = replace(random_prediction(rng, 10, SIZE), image_id=f"i{i}")
+        noise.append(Example((prediction,), TrueImage(f"i{i}", SIZE, "a", masks)))
     tuned = tune(Scorer(noise, CLASSES), LOOSE, folds=4)
     assert not (tuned.gain.is_real and tuned.gain.low > 0)
 
@@ -124,16 +76,6 @@ def test_too_few_images() -> None:
         tune(Scorer(examples(3), CLASSES), LOOSE)
     with pytest.raises(TruthError, match="at least 2"):
         tune(Scorer([], CLASSES), LOOSE, folds=1)
-
-
-def test_curves_pass_through_the_chosen_point() -> None:
-    some = examples()
-    scorer = Scorer(some, CLASSES)
-    drawn = curves(scorer, HIDDEN)
-    expected = {(name, setting) for name in CLASSES for setting in ("score", "min_area")}
-    assert {(curve.class_name, curve.setting) for curve in drawn} == expected
-    for curve in drawn:
-        assert curve.scores[curve.values.index(curve.chosen)] == 1
 
 
 def command(*words: Any) -> subprocess.CompletedProcess[str]:
@@ -148,8 +90,7 @@ def case(tmp_path: Path) -> tuple[Path, Path, Path]:
     plan = load_manifest(manifest).manifest
     rng, rows = np.random.default_rng(0), []
     for i in range(4):
-        made = random_prediction(rng, 12, SIZE)
-        prediction = type(made)(f"i{i}", *[getattr(made, n) for n in list(made.__dataclass_fields__)[1:]])
+        prediction = replace(random_prediction(rng, 12, SIZE), image_id=f"i{i}")
         save_prediction(tmp_path / "saved", prediction)
         cells = build_instances(prediction, HIDDEN, plan.classes)
         rows += [
@@ -178,9 +119,38 @@ def test_the_command_writes_a_manifest_that_loads(case: tuple[Path, Path, Path])
     assert out.read_bytes() == first
 
 
+def write_pair(manifest: Path, **models: Any) -> None:
+    """Make the manifest one of two networks, `tiny` and `twin`, of the same checkpoint."""
+    content = json.loads(manifest.read_text())
+    content["models"].append(content["models"][0] | {"name": "twin"} | models)
+    manifest.write_text(json.dumps(content))
+
+
+@pytest.mark.slow
+def test_members_that_were_saved_apart_get_their_weights(case: tuple[Path, Path, Path]) -> None:
+    manifest, saved, train = case
+    write_pair(manifest, weight=2.0)
+    rng = np.random.default_rng(1)
+    for file in saved.glob("*.npz"):  # the other network is no use
+        save_prediction(saved.parent / "tiny", replace(random_prediction(rng, 12, SIZE), image_id=file.stem))
+    out = manifest.parent / "tuned.json"
+    run = command(
+        *("--weights", manifest, "--truth", train, "--out", out, "--folds", 2),
+        *("--predictions", saved, saved.parent / "tiny"),
+    )
+    assert run.returncode == 0, run.stderr
+    assert f"network   tiny: {saved.parent / 'tiny'}\nnetwork   twin: {saved}\n" in run.stdout
+    assert "weights tiny 1.0 -> 0.0, twin 2.0" in run.stdout
+    assert "left out  tiny" in run.stdout
+    tuned = load_manifest(out).manifest
+    assert [(model.name, model.weight) for model in tuned.models] == [("twin", 2.0)]
+    assert "iou" in json.loads(out.read_text())["fusion"]
+
+
 @pytest.mark.slow
 def test_the_command_runs_the_networks(case: tuple[Path, Path, Path], tmp_path: Path) -> None:
     manifest, _, train = case
+    write_pair(manifest)
     for i in range(4):
         write_image(tmp_path / "images" / f"i{i}.png", SIZE, seed=i)
     out = tmp_path / "tuned.json"
@@ -199,7 +169,10 @@ def test_the_command_runs_the_networks(case: tuple[Path, Path, Path], tmp_path: 
         )
     )
     assert run.returncode == 0, run.stderr
-    assert json.loads(out.read_text())["models"][0]["file"].startswith("kit/")
+    content = json.loads(out.read_text())
+    assert content["models"][0]["file"].startswith("kit/")
+    assert all(model["weight"] > 0 for model in content["models"])
+    assert "  weights tiny 1.0" in run.stdout
 
 
 def test_one_line_on_an_error(case: tuple[Path, Path, Path], tmp_path: Path) -> None:
