@@ -26,12 +26,16 @@ SUFFIXES = (".tif", ".tiff", ".png")
 
 @dataclass(frozen=True, eq=False)
 class TrueImage:
-    """The true cells of one image; `cell_type` is "" where it is not told, or not one."""
+    """The true cells of one image; `cell_type` is "" where it is not told, or not one.
+
+    `mask_types` tells each cell's own type; empty where all are of `cell_type`.
+    """
 
     id: str
     size_hw: tuple[int, int]
     cell_type: str
     masks: tuple[Mask, ...]
+    mask_types: tuple[str, ...] = ()
 
 
 def read_truth(path: Path) -> dict[str, TrueImage]:
@@ -107,10 +111,15 @@ def read_coco(path: Path) -> dict[str, TrueImage]:
             size_hw = _size(path, image_id, entry["height"], entry["width"])
             cells = drawn.pop(entry["id"], [])
             types = {names.get(cell.get("category_id"), "") for cell in cells}
-            drawn_masks = (coco_runs(cell["segmentation"], size_hw) for cell in cells)
+            drawn_cells = (
+                (coco_runs(cell["segmentation"], size_hw), names.get(cell.get("category_id"), ""))
+                for cell in cells
+            )
             # A sliver of a polygon may hold no pixel's centre.
-            masks = tuple(mask for mask in drawn_masks if len(mask[0]))
-            images[image_id] = TrueImage(image_id, size_hw, types.pop() if len(types) == 1 else "", masks)
+            whole = [(mask, kind) for mask, kind in drawn_cells if len(mask[0])]
+            masks, kinds = (tuple(part) for part in zip(*whole, strict=True)) if whole else ((), ())
+            cell_type = types.pop() if len(types) == 1 else ""
+            images[image_id] = TrueImage(image_id, size_hw, cell_type, masks, () if cell_type else kinds)
     except TruthError:
         raise
     except Exception as error:  # a malformed file fails in any way, in pycocotools too
@@ -168,7 +177,10 @@ def _merged(folder: Path, maps: Mapping[str, Int32]) -> TrueImage:
     cells = {name: _cells(labels) for name, labels in maps.items()}
     present = [name for name, masks in cells.items() if masks]
     every = tuple(mask for masks in cells.values() for mask in masks)
-    return TrueImage(folder.name, sizes.pop(), present[0] if len(present) == 1 else "", every)
+    kinds = tuple(name for name, masks in cells.items() for _ in masks)
+    if len(present) == 1:
+        return TrueImage(folder.name, sizes.pop(), present[0], every)
+    return TrueImage(folder.name, sizes.pop(), "", every, kinds)
 
 
 def _hw(labels: Int32) -> tuple[int, int]:
