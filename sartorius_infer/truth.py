@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ def read_label_maps(folder: Path) -> dict[str, TrueImage]:
             labels = _read_labels(path)
             found = TrueImage(path.stem, _hw(labels), "", _cells(labels))
         elif path.is_dir() and (files := [p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES]):
-            found = _merged(path, {file.stem: _read_labels(file) for file in files})
+            found = read_class_maps(path, files)
         else:
             continue
         if found.id in images:
@@ -170,7 +170,12 @@ def read_label_maps(folder: Path) -> dict[str, TrueImage]:
     return images
 
 
-def _merged(folder: Path, maps: Mapping[str, Int32]) -> TrueImage:
+def read_class_maps(folder: Path, files: Sequence[Path]) -> TrueImage:
+    """The image that `folder` is called after, from a label map for each class, at least one.
+
+    The cell type is the file's stem where one class alone has cells. Raises TruthError.
+    """
+    maps = {file.stem: _read_labels(file) for file in files}
     sizes = {_hw(labels) for labels in maps.values()}
     if len(sizes) > 1:
         raise TruthError(f"{folder}: expected label maps of one size, found {sorted(sizes)}")

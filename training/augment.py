@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as v2
 
-from sartorius_infer.types import UInt8
+from sartorius_infer.types import Bool, UInt8
 from training.crops import Sample
 from training.recipe import Augment
 
@@ -38,11 +38,11 @@ def change_grays(sample: Sample, settings: Augment, rng: np.random.Generator) ->
         return sample
     pixels = _planes(sample.pixels).float() / 255
     if settings.gamma != (1.0, 1.0):
-        pixels = v2.adjust_gamma(pixels, rng.uniform(*settings.gamma))
+        pixels = v2.adjust_gamma(pixels, _between(settings.gamma, rng))
     if settings.contrast != (1.0, 1.0):
         # About the crop's own mean; torchvision's adjust_contrast takes it of the luminance.
         mean = pixels.mean()
-        pixels = mean + (pixels - mean) * rng.uniform(*settings.contrast)
+        pixels = mean + (pixels - mean) * _between(settings.contrast, rng)
     if settings.brightness:
         pixels = pixels + rng.uniform(-1, 1) * settings.brightness / 255
     if settings.blur and (sigma := rng.uniform(0, settings.blur)) > 0.05:
@@ -68,7 +68,7 @@ def paste_cells(sample: Sample, donor: Sample, settings: Augment, rng: np.random
     pasted = donor.masks[chosen][:, :height, :width]
     pasted_labels = donor.labels[chosen][pasted.any(axis=(1, 2))]
     pasted = pasted[pasted.any(axis=(1, 2))]
-    cover = pasted.any(axis=0)
+    cover = np.asarray(pasted.any(axis=0))
     areas = sample.masks.sum(axis=(1, 2))
     rest = sample.masks & ~cover
     kept = rest.sum(axis=(1, 2)) >= np.maximum(1, max(0.5, settings.min_visible) * areas)
@@ -80,13 +80,17 @@ def paste_cells(sample: Sample, donor: Sample, settings: Augment, rng: np.random
     )
 
 
-def _blend(under: UInt8, over: UInt8, cover: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> UInt8:
+def _blend(under: UInt8, over: UInt8, cover: Bool) -> UInt8:
     """`over` where it covers, fading out over about two pixels, so that no cut edge gives it away."""
     share = cv2.GaussianBlur(cv2.dilate(cover.astype(np.float32), np.ones((3, 3))), (5, 5), 1.0)
     share = share if under.ndim == 2 else share[..., None]
     shifted = over.astype(np.float32) + (float(under.mean()) - float(over.mean()))
     mixed = under * (1 - share) + shifted * share
-    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(mixed), 0, 255), np.uint8)
+
+
+def _between(limits: tuple[float, ...], rng: np.random.Generator) -> float:
+    return float(rng.uniform(limits[0], limits[1]))
 
 
 def _planes(pixels: UInt8) -> Tensor:

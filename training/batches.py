@@ -16,7 +16,7 @@ from sartorius_infer.passes import image_tensor
 from sartorius_infer.types import CellImage
 from sartorius_infer.views import IDENTITY
 from training.augment import change_grays, paste_cells, turn
-from training.crops import Sample, boxes_of, cut, draw_window
+from training.crops import Sample, boxes_of, cut, draw_window, draw_zoom
 from training.draws import Draw, rng_of
 from training.recipe import Augment
 from training.sources import Example
@@ -38,8 +38,10 @@ class Target:
 
     def to(self, device: torch.device) -> Target:
         """The same on a device."""
-        moved = (t.to(device, non_blocking=True) for t in (self.boxes, self.labels, self.masks))
-        return Target(*moved, self.scale)
+        boxes, labels, masks = (
+            t.to(device, non_blocking=True) for t in (self.boxes, self.labels, self.masks)
+        )
+        return Target(boxes, labels, masks, self.scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,17 +66,18 @@ def draw_sample(draw: Draw, settings: Augment, iteration: int, index: int) -> tu
     """The `index`-th crop of an iteration and the example it is from; a function of its arguments alone."""
     example = draw.example(iteration, index)
     rng = rng_of(draw.seed, iteration, index)
-    sample = turn(_cut(example, settings, rng), settings, rng)
+    zoom = draw_zoom(settings, rng)
+    sample = _cut(example, settings, rng, zoom)
     if rng.random() < settings.copy_paste:
         alike = [e for e in draw.examples if e.type == example.type]
         donor = alike[int(rng.integers(len(alike)))]
-        sample = paste_cells(sample, turn(_cut(donor, settings, rng), settings, rng), settings, rng)
+        sample = paste_cells(sample, _cut(donor, settings, rng, zoom), settings, rng)
     return example, change_grays(sample, settings, rng)
 
 
-def _cut(example: Example, settings: Augment, rng: np.random.Generator) -> Sample:
-    window, zoom = draw_window(example, settings, rng)
-    return cut(example, window, settings.min_visible, zoom)
+def _cut(example: Example, settings: Augment, rng: np.random.Generator, zoom: float) -> Sample:
+    window = draw_window(example, settings, rng, zoom)
+    return turn(cut(example, window, settings.min_visible, zoom), settings, rng)
 
 
 def to_network(sample: Sample, image_hw: tuple[int, int], settings: Preprocessing) -> tuple[Tensor, Target]:

@@ -31,7 +31,12 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="N", help="instead of the recipe's")
     add("--time-limit", type=float, metavar="MINUTES", help="stop then, with the state written")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    add("--workers", type=int, metavar="N", help="processes that prepare batches (default: 4 with a GPU, else 0)")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that prepare batches (default: 4 with a GPU, else 0)",
+    )
     return made
 
 

@@ -53,7 +53,9 @@ class Sample:
 
     def __post_init__(self) -> None:
         if self.masks.shape != (len(self.labels), *self.pixels.shape[:2]):
-            raise ValueError(f"masks: expected {len(self.labels)} of {self.pixels.shape}, found {self.masks.shape}")
+            raise ValueError(
+                f"masks: expected {len(self.labels)} of {self.pixels.shape}, found {self.masks.shape}"
+            )
 
 
 def cell_crop(mask: Mask, size_hw: tuple[int, int]) -> CellCrop:
@@ -71,14 +73,17 @@ def cell_crops(example: Example) -> tuple[CellCrop, ...]:
     return tuple(cell_crop(mask, example.size_hw) for mask in example.masks)
 
 
-def draw_window(example: Example, settings: Augment, rng: np.random.Generator) -> tuple[Window, float]:
-    """Where to cut, and the zoom: around a cell or anywhere, inside the image; all of it without a crop."""
-    low, high = settings.scale
-    zoom = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+def draw_zoom(settings: Augment, rng: np.random.Generator) -> float:
+    """A magnification, evenly by its logarithm."""
+    return float(np.exp(rng.uniform(*np.log(settings.scale))))
+
+
+def draw_window(example: Example, settings: Augment, rng: np.random.Generator, zoom: float) -> Window:
+    """Where to cut: around a cell or anywhere, inside the image; all of it without a crop."""
     side = settings.crop_of.get(example.type, settings.crop)
     size = np.array(example.size_hw)
     if side is None:
-        return Window(0, 0, *example.size_hw), zoom
+        return Window(0, 0, *example.size_hw)
     extent = np.minimum(size, max(1, round(side / zoom)))
     slack = size - extent
     if rng.random() < settings.on_cells:
@@ -90,7 +95,7 @@ def draw_window(example: Example, settings: Augment, rng: np.random.Generator) -
     else:
         corner = rng.integers(0, slack + 1)
     y0, x0 = np.clip(corner, 0, slack).tolist()
-    return Window(y0, x0, int(extent[0]), int(extent[1])), zoom
+    return Window(y0, x0, int(extent[0]), int(extent[1]))
 
 
 def cut(example: Example, window: Window, min_visible: float, zoom: float = 1.0) -> Sample:
@@ -128,7 +133,7 @@ def boxes_of(masks: Bool) -> NDArray[np.float32]:
     """Half-open boxes float32 (N, 4) xyxy around masks (N, h, w), none of which is empty."""
     edges = []
     for axis, size in ((1, masks.shape[2]), (2, masks.shape[1])):
-        seen = masks.any(axis=axis)
+        seen = np.asarray(masks.any(axis=axis))
         edges.append((seen.argmax(axis=1), size - seen[:, ::-1].argmax(axis=1)))
     (x0, x1), (y0, y1) = edges
     return np.stack([x0, y0, x1, y1], axis=1).astype(np.float32).reshape(-1, 4)

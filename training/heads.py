@@ -32,7 +32,10 @@ def box_loss(kind: str, deltas: Tensor, wanted: Tensor, weights: Sequence[float]
     """
     if kind == "smooth_l1":
         return F.smooth_l1_loss(deltas, wanted, beta=BETA, reduction="sum")
-    return generalized_box_iou_loss(_unit_boxes(deltas, weights), _unit_boxes(wanted, weights), reduction="sum")
+    loss: Tensor = generalized_box_iou_loss(
+        _unit_boxes(deltas, weights), _unit_boxes(wanted, weights), reduction="sum"
+    )
+    return loss
 
 
 def _unit_boxes(deltas: Tensor, weights: Sequence[float]) -> Tensor:
@@ -48,10 +51,17 @@ def mask_targets(target: Target, boxes: Tensor, matched: Tensor, side: int) -> T
     Sampled at the continuous positions at which the kit's exact paste puts the grid back, from masks in
     image pixels: they are smaller than the network's.
     """
-    cells, index = matched.unique(return_inverse=True)
+    cells, index = torch.unique(matched, return_inverse=True)
     masks = target.masks[cells][:, None].float()
-    rois = torch.cat([index[:, None].float(), boxes / boxes.new_tensor([*target.scale, *target.scale])], dim=1)
-    return roi_align(masks, rois, (side, side), 1.0, sampling_ratio=2, aligned=True)[:, 0]
+    rois = torch.cat(
+        [index[:, None].float(), boxes / boxes.new_tensor([*target.scale, *target.scale])], dim=1
+    )
+    shares: Tensor = roi_align(masks, rois, (side, side), 1.0, sampling_ratio=2, aligned=True)
+    return shares[:, 0]
+
+
+def _widened(head: object, inputs: object, outputs: tuple[list[Tensor], ...]) -> tuple[list[Tensor], ...]:
+    return tuple([level.float() for level in levels] for levels in outputs)
 
 
 class TrainingRpn(RegionProposalNetwork):  # type: ignore[misc]
@@ -71,9 +81,15 @@ class TrainingRpn(RegionProposalNetwork):  # type: ignore[misc]
             rpn.score_thresh,
         )
         self.loss = loss
+        # Under autocast the head computes in halves, in which neither boxes nor losses may be.
+        self.head.register_forward_hook(_widened)
 
     def compute_loss(
-        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+        self,
+        objectness: Tensor,
+        pred_bbox_deltas: Tensor,
+        labels: list[Tensor],
+        regression_targets: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Objectness and box loss of drawn anchors, each weighted."""
         positive, negative = (torch.cat(drawn).bool() for drawn in self.fg_bg_sampler(labels))
@@ -134,7 +150,8 @@ class TrainingHeads(RoIHeads):  # type: ignore[misc]
         return {
             "class": F.cross_entropy(logits, classes) * self.loss.class_weight,
             "box": boxes / max(1, len(classes)) * self.loss.box_weight,
-            "mask": self._mask_loss(features, rois, matched, labels, sizes_hw, targets) * self.loss.mask_weight,
+            "mask": self._mask_loss(features, rois, matched, labels, sizes_hw, targets)
+            * self.loss.mask_weight,
         }
 
     def _mask_loss(

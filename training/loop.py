@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -19,57 +19,17 @@ from training.batches import Batch, Batches
 from training.draws import Draw
 from training.errors import TrainingError
 from training.export import write_checkpoint
+from training.legs import Leg
 from training.model import Learner, freeze, set_modes
 from training.optimise import Ema, clip, make_optimiser, set_rate
 from training.processes import Stop, gather, share
-from training.recipe import Recipe
-from training.runfolder import LOG, VALIDATION, Table, draw_curves, load_state, save_state
+from training.recipe import Recipe, fingerprint
+from training.runfolder import load_state, require_same, save_state
 from training.sources import Example
-from training.stages import Stage
+from training.tables import LOG, LOG_COLUMNS, VALIDATION, Meter, Table, draw_curves
 from training.validate import Held, summarise, try_images, with_scores
 
 LOG_EVERY = 20
-TERMS = ("objectness", "rpn_box", "class", "box", "mask")
-
-
-@dataclass(frozen=True, eq=False)
-class Leg:
-    """A stage with its place in the run: iterations `first` to `first + steps`, on these examples."""
-
-    number: int
-    stage: Stage
-    first: int
-    steps: int
-    examples: tuple[Example, ...]
-
-    @property
-    def end(self) -> int:
-        """The iteration after its last."""
-        return self.first + self.steps
-
-    def factor(self, iteration: int) -> float:
-        """What the rate is multiplied by."""
-        epoch_steps = len(self.examples) / self.stage.batch
-        return self.stage.schedule.at(iteration - self.first, self.steps, epoch_steps)
-
-
-def plan_legs(recipe: Recipe, train: Sequence[Example], held: Sequence[Example]) -> tuple[Leg, ...]:
-    """The stages one after the other, each with its examples."""
-    legs: list[Leg] = []
-    for number, stage in enumerate(recipe.stages):
-        chosen = {"train": train, "validation": held, "all": [*train, *held]}[stage.images]
-        named = {e.source for e in (*train, *held)}
-        if stage.sources is not None and (unknown := set(stage.sources) - named):
-            raise TrainingError(
-                f"stages.{number}.sources: expected names of --data ({', '.join(sorted(named))}), "
-                f"found {', '.join(sorted(unknown))}"
-            )
-        own = tuple(e for e in chosen if stage.sources is None or e.source in stage.sources)
-        if not own:
-            raise TrainingError(f"stages.{number}: expected {stage.images} images to train on, found none")
-        first = legs[-1].end if legs else 0
-        legs.append(Leg(number, stage, first, stage.steps(len(own)), own))
-    return tuple(legs)
 
 
 @dataclass(frozen=True)
@@ -93,7 +53,7 @@ class Trainer:
         self.recipe, self.legs, self.held, self.place = recipe, legs, held, place
         self.learner = learner.to(place.device)
         if place.device.type == "cuda":  # a fifth slower on a CPU, in the backward pass
-            self.learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.learner.to(memory_format=torch.channels_last)
         self.ema = Ema(self.learner.model.state_dict(), recipe.ema.decay)
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == torch.float16)
         self.iteration, self.seconds = 0, 0.0
@@ -110,6 +70,7 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the folder's state."""
         state = load_state(self.place.out, self.place.device)
+        require_same(self.place.out, "recipe", state.get("recipe"), fingerprint(self.recipe))
         self.learner.model.load_state_dict(state["model"])
         self.ema.load(state["ema"], state["ema_updates"])
         self.iteration, self.seconds = state["iteration"], state["seconds"]
@@ -135,7 +96,8 @@ class Trainer:
         place, stage = self.place, leg.stage
         if stage.batch % place.rank.count:
             raise TrainingError(
-                f"stages.{leg.number}.batch: expected a multiple of {place.rank.count} processes, found {stage.batch}"
+                f"stages.{leg.number}.batch: expected a multiple of {place.rank.count} processes, "
+                f"found {stage.batch}"
             )
         trained = freeze(self.learner, stage)
         optimiser = make_optimiser(trained, stage.optimiser)
@@ -155,7 +117,7 @@ class Trainer:
             begun = time.monotonic()
             bar.update()
             bar.set_postfix(self._meter.postfix(), refresh=False)
-            if self._after(optimiser, stage, stop):
+            if self._after(optimiser, leg, stop):
                 return False
         return True
 
@@ -176,8 +138,10 @@ class Trainer:
         loss = torch.stack(list(losses.values())).sum()
         if not bool(torch.isfinite(loss)):
             told = ", ".join(f"{name} {float(term):.3g}" for name, term in losses.items())
-            raise TrainingError(f"iteration {self.iteration}: expected a finite loss, found {told}; lower the rate")
-        self.scaler.scale(loss).backward()
+            raise TrainingError(
+                f"iteration {self.iteration}: expected a finite loss, found {told}; lower the rate"
+            )
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(optimiser)
         norm = clip(parameters, leg.stage.optimiser.clip)
         self.scaler.step(optimiser)
@@ -190,25 +154,31 @@ class Trainer:
         precision = self.place.precision
         return torch.autocast(self.place.device.type, precision, enabled=precision != torch.float32)
 
-    def _after(self, optimiser: torch.optim.Optimizer, stage: Stage, stop: Stop) -> bool:
+    def _after(self, optimiser: torch.optim.Optimizer, leg: Leg, stop: Stop) -> bool:
         """What is due between two iterations; whether to stop."""
         stopping = stop.now()
-        at_end = self.iteration == self.total
+        at_end = self.iteration == leg.end
         if self.place.rank.is_first and (self.iteration % LOG_EVERY == 0 or at_end or stopping):
             self.log.add({"iteration": self.iteration, "seconds": self.seconds, **self._meter.take()})
-        if self.held and (self.iteration % self.recipe.validation.every == 0 or at_end):
+        if self._is_unseen(leg) and (self.iteration % self.recipe.validation.every == 0 or at_end):
             self._validate()
-            set_modes(self.learner, stage)
         if self.iteration % self.recipe.save_every == 0 or at_end or stopping:
             self._save(optimiser)
         return stopping
+
+    def _is_unseen(self, leg: Leg) -> bool:
+        """Whether there are held-out images, and neither this stage nor an earlier one trains on them."""
+        stages = self.recipe.stages[: leg.number + 1]
+        return bool(self.held) and all(stage.images == "train" for stage in stages)
 
     def _validate(self) -> None:
         """Score the mean of weights; write it down if it is the best so far."""
         begun, rank = time.monotonic(), self.place.rank
         share(list(self.ema.state.values()), rank)
         own = self.held[rank.index :: rank.count]
-        found = summarise(self.recipe, gather(try_images(self.recipe, self.ema.state, own, self.place.device), rank))
+        found = summarise(
+            self.recipe, gather(try_images(self.recipe, self.ema.state, own, self.place.device), rank)
+        )
         is_best = self.best is None or found.score > self.best.score
         if is_best:
             self.best, self.best_iteration = found, self.iteration
@@ -216,7 +186,7 @@ class Trainer:
             return
         seconds = time.monotonic() - begun
         row = {"iteration": self.iteration, "mAP": found.score, "cells": found.cells, "seconds": seconds}
-        self.validation.add(row | found.by_type)
+        self.validation.add({**row, **found.by_type})
         draw_curves(self.place.out)
         if is_best:
             self.write(self.place.out, found)
@@ -237,11 +207,13 @@ class Trainer:
                     counts.setdefault(example.source, set()).add(example.key)
         data = ", ".join(f"{len(keys)} images of {source}" for source, keys in sorted(counts.items()))
         start = f"from {Path(self.recipe.init).name}" if self.recipe.init else "from scratch"
-        text = f"Recipe {self.recipe.name}, seed {self.recipe.seed}, {self.iteration} iterations {start} on {data}"
+        run = f"Recipe {self.recipe.name}, seed {self.recipe.seed}, {self.iteration} iterations"
+        text = f"{run} {start} on {data}"
         if found is None:
             return f"{text}; not validated."
         types = ", ".join(f"{name} {score:.4f}" for name, score in found.by_type.items())
-        return f"{text}; mAP {found.score:.4f} on {found.images} held-out images ({types})."
+        chosen = "; score thresholds chosen on them" if found.thresholds else ""
+        return f"{text}; mAP {found.score:.4f} on {found.images} held-out images ({types}){chosen}."
 
     def _save(self, optimiser: torch.optim.Optimizer) -> None:
         if not self.place.rank.is_first:
@@ -250,6 +222,7 @@ class Trainer:
         save_state(
             self.place.out,
             {
+                "recipe": fingerprint(self.recipe),
                 "model": self.learner.model.state_dict(),
                 "ema": self.ema.state,
                 "ema_updates": self.ema.updates,
@@ -265,41 +238,11 @@ class Trainer:
     def _open_tables(self) -> None:
         if not self.place.rank.is_first:
             return
-        terms = [f"loss_{term}" for term in TERMS]
-        columns = ["iteration", "loss", *terms, "lr", "gradient_norm", "seconds"]
-        self.log = Table(self.place.out / LOG, columns, self.iteration)
-        types = sorted({example.type for example in self.held})
+        self.log = Table(self.place.out / LOG, LOG_COLUMNS, self.iteration)
+        types = sorted({example.type or "several" for example in self.held})
         names = ["iteration", "mAP", *types, "cells", "seconds"]
         if self.held:
             self.validation = Table(self.place.out / VALIDATION, names, self.iteration)
-
-
-class Meter:
-    """Means of what was measured since the last row."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._count = 0
-        self._last = 0.0
-
-    def add(self, losses: dict[str, Tensor], rate: float, norm: float) -> None:
-        """One iteration."""
-        told = {f"loss_{name}": float(term.detach()) for name, term in losses.items()}
-        told |= {"loss": sum(told.values()), "lr": rate, "gradient_norm": norm}
-        for name, value in told.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
-        self._last = 0.9 * self._last + 0.1 * told["loss"] if self._last else told["loss"]
-
-    def postfix(self) -> dict[str, str]:
-        """What the progress bar shows: a running mean of the loss."""
-        return {"loss": f"{self._last:.3f}"}
-
-    def take(self) -> dict[str, float]:
-        """The means, forgotten afterwards."""
-        means = {name: value / self._count for name, value in self._sums.items()}
-        self._sums, self._count = {}, 0
-        return means
 
 
 def _plain(value: Any) -> Any:

@@ -13,8 +13,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 
 from sartorius_infer.checkpoints import read_checkpoint
-from sartorius_infer.networks import is_mask_rcnn
-from sartorius_infer.networks.torchvision_keys import canonical_keys
+from sartorius_infer.networks.torchvision_keys import canonical_keys, is_mask_rcnn
 from sartorius_infer.networks.torchvision_rcnn import build_model
 from training.batches import Batch
 from training.errors import TrainingError
@@ -64,7 +63,9 @@ def read_init(recipe: Recipe, folder: Path) -> Mapping[str, Tensor]:
     if init == "imagenet":
         return _of_body(_downloaded(body))
     if init == "coco":
-        return _downloaded("maskrcnn_resnet50_fpn_v2" if "v2" in recipe.architecture else "maskrcnn_resnet50_fpn")
+        name = "maskrcnn_resnet50_fpn_v2" if "v2" in recipe.architecture else "maskrcnn_resnet50_fpn"
+        # COCO's classes are none of ours.
+        return {k: t for k, t in _downloaded(name).items() if k.rpartition(".")[0] not in PER_CLASS}
     path = folder / init
     if not path.is_file():
         raise TrainingError(f"{path}: expected a checkpoint to start from (init), found none")
@@ -75,8 +76,8 @@ def read_init(recipe: Recipe, folder: Path) -> Mapping[str, Tensor]:
 def _downloaded(name: str) -> Mapping[str, Tensor]:
     """Torchvision's best weights of a model, from its cache or the internet."""
     try:
-        state: Mapping[str, Tensor] = (
-            torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
+        state: Mapping[str, Tensor] = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(
+            progress=True, check_hash=True
         )
     except Exception as error:  # a name without weights, no network, a broken cache
         raise TrainingError(f"init: expected weights of {name} from torchvision, found {error}") from None
@@ -98,7 +99,9 @@ def start_from(model: nn.Module, state: Mapping[str, Tensor], name: str) -> list
         given = state.get(key)
         if given is not None and given.shape == tensor.shape:
             tensor.copy_(given)
-        elif given is not None and key.rpartition(".")[0] in PER_CLASS and given.shape[1:] == tensor.shape[1:]:
+        elif (
+            given is not None and key.rpartition(".")[0] in PER_CLASS and given.shape[1:] == tensor.shape[1:]
+        ):
             rows = min(len(given), len(tensor))
             tensor[:rows].copy_(given[:rows])
         elif not key.endswith("num_batches_tracked"):
@@ -143,17 +146,10 @@ def set_modes(learner: Learner, stage: Stage) -> None:
 def _frozen_prefixes(model: Any, stage: Stage) -> tuple[str, ...]:
     if stage.trains == "heads":
         return (BODY,)
-    if stage.body_from == 1:
-        return ()
     names = list(model.backbone.body)
-    return tuple(f"{BODY}{name}." for name in names[: _first_child(names, stage.body_from)])
-
-
-def _first_child(names: list[str], stage: int) -> int:
-    """The child with which the `stage`-th stage begins: layer1..4 of a ResNet, else by downsampling."""
-    if stage > 4:
-        return len(names)
     if "layer1" in names:
-        return names.index(f"layer{stage}") if f"layer{stage}" in names else len(names)
-    # ConvNeXt and Swin: stem or downsampling, then the blocks, in turn.
-    return min(2 * (stage - 1), len(names))
+        first = names.index("layer1")
+        count = first + stage.freeze_at - 1 if stage.freeze_at else 0
+    else:  # ConvNeXt and Swin: the stem, then blocks and downsampling in turn
+        count = max(0, 2 * stage.freeze_at - 1)
+    return tuple(f"{BODY}{name}." for name in names[:count])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +19,7 @@ from sartorius_infer.networks.preprocess import Preprocessing
 from sartorius_infer.rules import Fraction, Rules, Settings
 from sartorius_infer.storage import Store
 from training.errors import TrainingError
-from training.stages import Sampling, Stage
+from training.stages import Stage
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Range = Annotated[tuple[float, ...], Field(min_length=2, max_length=2)]
@@ -135,7 +134,8 @@ class Recipe(Settings):
     classes: Annotated[tuple[ClassName, ...], Field(min_length=1)] = COMPETITION_CLASSES
     extra_classes: tuple[ClassName, ...] = Field((), description="trained as well, cut off at export")
     labels: dict[str, str] = Field(
-        default_factory=dict, description="patterns of source/type/image id -> a class; the first match counts"
+        default_factory=dict,
+        description="patterns of source/type/image id -> a class; the first match counts",
     )
     init: str | None = Field(
         None, description="a checkpoint (path from the recipe), imagenet, coco, or null: from scratch"
@@ -161,11 +161,21 @@ class Recipe(Settings):
     def _consistent(self) -> Recipe:
         if len(set(self.all_classes)) < len(self.all_classes):
             raise ValueError(f"classes: expected each once, found {self.all_classes}")
-        for name in [*self.labels.values(), *self.augment.crop_of, *(w for s in self.stages for w in s.named)]:
+        for name in [
+            *self.labels.values(),
+            *self.augment.crop_of,
+            *(w for s in self.stages for w in s.named),
+        ]:
             if name not in self.all_classes:
                 raise ValueError(f"expected a class of {self.all_classes}, found {name!r}")
         if self.architecture not in PRESETS:
             raise ValueError(f"architecture: expected one of {', '.join(PRESETS)}, found {self.architecture}")
+        sizes = self.parts.anchors.sizes
+        if len(sizes) != self.parts.levels or len({len(level) for level in sizes}) > 1:
+            raise ValueError(
+                f"network.anchors.sizes: expected lists of one length for {self.parts.levels} levels, "
+                f"found {len(sizes)} of lengths {sorted({len(level) for level in sizes})}"
+            )
         return self
 
     @property
@@ -193,10 +203,12 @@ def read_recipe(path: Path) -> Recipe:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise TrainingError(f"{path}: expected a readable TOML file, found {error}") from None
+    preprocessing = content.get("preprocessing")
+    if isinstance(preprocessing, dict) and preprocessing.get("resize") == "none":
+        preprocessing["resize"] = None  # which TOML cannot say, and a manifest does
     try:
         # Through JSON, whose lists strict settings take for tuples.
         recipe = Recipe.model_validate_json(json.dumps(content, default=str))
-        _ = recipe.parts
     except ValidationError as error:
         raise TrainingError(f"{path}: {_fault(error)}") from None
     return recipe
@@ -205,13 +217,18 @@ def read_recipe(path: Path) -> Recipe:
 def _fault(error: ValidationError) -> str:
     """The first fault, as `stages.0.optimiser.lr: what is wrong, found what`."""
     first: Any = error.errors()[0]
-    where = ".".join(str(step) for step in _known(first["loc"]))
-    found = "" if first["type"] == "missing" or len(repr(first["input"])) > 100 else f", found {first['input']!r}"
-    return f"{where or 'recipe'}: {first['msg'].removeprefix('Value error, ')}{found}"
+    message = first["msg"].removeprefix("Value error, ")
+    where = ".".join(str(step) for step in first["loc"])
+    # A check across fields names what it found itself.
+    told = first["type"] in ("missing", "value_error") or len(repr(first["input"])) > 100
+    found = "" if told else f", found {first['input']!r}"
+    return f"{where}: {message}{found}" if where else f"{message}{found}"
 
 
-def _known(loc: Sequence[str | int]) -> Sequence[str | int]:
-    return loc if len(loc) < 8 else loc[:8]
+RUN_SETTINGS = {"about", "licence", "init", "validation", "save_every", "rules", "store"}
+"""What may change while a run lasts: none of it changes the weights, or does so no more."""
 
 
-__all__ = ["Augment", "Loss", "Proposals", "Recipe", "Sampling", "Split", "Stage", "read_recipe"]
+def fingerprint(recipe: Recipe) -> str:
+    """Everything that the weights depend on, as text; a run goes on under an equal one alone."""
+    return recipe.model_dump_json(exclude=RUN_SETTINGS)

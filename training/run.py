@@ -13,13 +13,15 @@ import torch
 from sartorius_infer.device import resolve_device, resolve_precision
 from sartorius_infer.ranks import Rank, this_rank
 from training.errors import TrainingError
-from training.loop import Leg, Place, Trainer, plan_legs
+from training.legs import Leg, plan_legs
+from training.loop import Place, Trainer
 from training.model import build_learner
 from training.processes import Stop, keep_memory, process_group
 from training.recipe import Recipe, read_recipe
-from training.runfolder import draw_curves, open_run, write_split
+from training.runfolder import STATE, open_run, write_split
 from training.sources import Example, parse_data, read_sources
 from training.splits import describe_split, some_of_each, split_examples
+from training.tables import draw_curves
 
 Tell = Callable[[str], None]
 
@@ -53,10 +55,12 @@ def run(options: Options, tell: Tell) -> int:
         examples, skipped = read_sources(parse_data(options.data), recipe)
         for line in skipped.lines():
             say(f"left out  {line}")
-        train, held = (examples, ()) if options.all_images else split_examples(examples, recipe.split)
+        train, held = (examples, ()) if options.all_images else split_examples(examples, recipe)
         legs = plan_legs(recipe, train, held)
         trainer = _trainer(options, recipe, legs, held, device, rank)
         _describe(recipe, train, held, trainer, say)
+        # RoIAlign's gradient on a GPU is summed in no fixed order; all else there repeats.
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         with Stop(rank, device, options.minutes) as stop:
             ended = trainer.run(stop)
         if rank.is_first:
@@ -80,10 +84,16 @@ def _recipe(options: Options) -> Recipe:
 
 
 def _trainer(
-    options: Options, recipe: Recipe, legs: Sequence[Leg], held: Sequence[Example], device: torch.device, rank: Rank
+    options: Options,
+    recipe: Recipe,
+    legs: Sequence[Leg],
+    held: Sequence[Example],
+    device: torch.device,
+    rank: Rank,
 ) -> Trainer:
-    going_on = open_run(options.out, options.recipe) if rank.is_first else (options.out / "last.pt").is_file()
+    going_on = (options.out / STATE).is_file()
     if rank.is_first:
+        open_run(options.out, options.recipe)
         train = tuple({e.key: e for leg in legs for e in leg.examples}.values())
         write_split(options.out, describe_split(train, held, recipe.split))
     workers = options.workers if options.workers is not None else (4 if device.type == "cuda" else 0)
@@ -98,7 +108,7 @@ def _trainer(
 
 
 def training_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of autocast; auto is bf16 where the device computes in it, else fp16 on a GPU, fp32 on a CPU."""
+    """The dtype of autocast; auto: bf16 where the device has it, else fp16 on a GPU and fp32 on a CPU."""
     if name != "auto":
         return resolve_precision(name, device)
     if device.type == "cuda":
@@ -116,10 +126,13 @@ def _describe(
         listed = ", ".join(f"{kind} {count}" for kind, count in sorted(types.items()))
         say(f"{name:9} {len(part)} images, {cells} cells ({listed or 'none'})")
     parameters = sum(p.numel() for p in trainer.learner.parameters())
-    start = f"going on from iteration {trainer.iteration}" if trainer.iteration else recipe.init or "from scratch"
+    start = (
+        f"going on from iteration {trainer.iteration}" if trainer.iteration else recipe.init or "from scratch"
+    )
     say(f"network   {recipe.parts.body}, {parameters:,} parameters, {start}")
     place = trainer.place
-    say(f"device    {place.device}, {str(place.precision).removeprefix('torch.')}, {place.rank.count} process(es)")
+    precision = str(place.precision).removeprefix("torch.")
+    say(f"device    {place.device}, {precision}, {place.rank.count} process(es)")
     say(f"run       {trainer.total} iterations in {len(trainer.legs)} stage(s)")
 
 
@@ -133,5 +146,3 @@ def _finish(trainer: Trainer, out: Path, ended: bool, say: Tell) -> None:
         say(f"best      mAP {trainer.best.score:.4f} at iteration {trainer.best_iteration}")
     say(f"{'ended' if ended else 'stopped':9} at iteration {trainer.iteration} of {trainer.total}")
     say(f"written   {out}")
-
-

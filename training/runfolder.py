@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sartorius_infer.files import atomic_file
+from sartorius_infer.networks.parts import flatten
 from training.errors import TrainingError
+from training.tables import LOG, VALIDATION
 
 STATE = "last.pt"
-LOG = "log.csv"
-VALIDATION = "validation.csv"
-CURVES = "curves.png"
 SPLIT = "split.json"
 RECIPE = "recipe.toml"
 
 
-def open_run(out: Path, recipe: Path) -> bool:
-    """Make the folder and copy the recipe; whether there is a state to go on from.
-
-    Raises TrainingError where the folder holds a run of another recipe.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    kept = out / RECIPE
-    if (out / STATE).is_file():
-        if not kept.is_file() or kept.read_bytes() != recipe.read_bytes():
-            raise TrainingError(f"{out}: expected a run of {recipe}, found one of another recipe; choose another --out")
-        return True
-    if any((out / name).exists() for name in (LOG, VALIDATION)):
-        for name in (LOG, VALIDATION):
-            (out / name).unlink(missing_ok=True)
-    if kept.resolve() != recipe.resolve():
-        shutil.copyfile(recipe, kept)
-    return False
+def open_run(out: Path, recipe: Path) -> None:
+    """Make the folder and copy the recipe; tables of a run that left no state are forgotten."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / STATE).is_file():
+            for name in (LOG, VALIDATION):
+                (out / name).unlink(missing_ok=True)
+        if (out / RECIPE).resolve() != recipe.resolve():
+            shutil.copyfile(recipe, out / RECIPE)
+    except OSError as error:
+        raise TrainingError(
+            f"{out}: expected a folder to write to, found {error.strerror or error}"
+        ) from None
 
 
 def save_state(out: Path, state: Mapping[str, Any]) -> None:
@@ -56,68 +50,22 @@ def load_state(out: Path, device: torch.device) -> dict[str, Any]:
     return state
 
 
+def require_same(out: Path, key: str, then: str | None, now: str) -> None:
+    """Raise TrainingError, naming the first difference, unless a run goes on as it began; both are JSON."""
+    if then in (None, now):
+        return
+    before, after = (flatten(json.loads(text or "{}")) for text in (then, now))
+    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    raise TrainingError(
+        f"{out}: expected the {key} that the run began with, found another {', '.join(names[:3])}; "
+        "choose another --out"
+    )
+
+
 def write_split(out: Path, split: Mapping[str, Any]) -> None:
     """Write which images train and which are held out; raises TrainingError if a run began with others."""
     path, text = out / SPLIT, json.dumps(split, indent=2)
-    if (out / STATE).is_file() and path.is_file() and path.read_text(encoding="utf-8") != text:
-        raise TrainingError(f"{path}: expected the images that the run began with, found others; choose another --out")
+    if (out / STATE).is_file() and path.is_file():
+        require_same(path, "images", path.read_text(encoding="utf-8"), text)
     with atomic_file(path, "w") as file:
         file.write(text)
-
-
-class Table:
-    """A CSV file that grows row by row; rows after a given iteration are forgotten on going on."""
-
-    def __init__(self, path: Path, columns: Sequence[str], after: int = 0) -> None:
-        self.path, self.columns = path, tuple(columns)
-        kept = [row for row in read_table(path) if int(float(row["iteration"])) <= after] if path.exists() else []
-        with atomic_file(path, "w") as file:
-            writer = csv.DictWriter(file, self.columns, lineterminator="\n", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(kept)
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Append one row; fractions with six digits."""
-        told = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(told)
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def draw_curves(out: Path) -> None:
-    """The losses and the held-out score against iterations, as one picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    log, validation = read_table(out / LOG), read_table(out / VALIDATION)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
-    terms = [name for name in (log[0] if log else ()) if name.startswith("loss")]
-    for axis, rows, names in ((left, log, terms), (right, validation, _scores(validation))):
-        for number, name in enumerate(names):
-            told = [(float(row["iteration"]), float(row[name])) for row in rows if row[name]]
-            x, y = zip(*told, strict=True) if told else ((), ())
-            marker = "" if axis is left else "o"
-            axis.plot(x, y, marker=marker, markersize=3, color=colours[number % 6], label=name)
-        axis.set_xlabel("iteration")
-        axis.grid(alpha=0.3)
-        if names:
-            axis.legend()
-    left.set_ylabel("loss")
-    right.set_ylabel("mean average precision, held-out images")
-    with atomic_file(out / CURVES, "wb") as file:
-        figure.savefig(file, dpi=110, format="png")
-    pyplot.close(figure)
-
-
-def _scores(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    return [name for name in (rows[0] if rows else ()) if name not in ("iteration", "seconds", "cells")]

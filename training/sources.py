@@ -14,10 +14,10 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 
-from sartorius_infer.errors import ImageError, SartoriusError
-from sartorius_infer.images import EXTENSIONS, ImageFile, image_size, read_image
+from sartorius_infer.errors import ImageError
+from sartorius_infer.images import EXTENSIONS, ImageFile, read_image
 from sartorius_infer.metric import Mask
-from sartorius_infer.truth import COLUMNS, TrueImage, read_truth
+from sartorius_infer.truth import COLUMNS, TrueImage, read_class_maps, read_truth
 from sartorius_infer.types import UInt8
 from training.errors import TrainingError
 from training.recipe import Recipe
@@ -105,7 +105,9 @@ def read_sources(folders: dict[str, Path], recipe: Recipe) -> tuple[tuple[Exampl
     for name, folder in folders.items():
         own = _read_source(name, folder, recipe, skipped)
         if not own:
-            raise TrainingError(f"{folder}: expected images with cells, found none; {'; '.join(skipped.lines())}")
+            raise TrainingError(
+                f"{folder}: expected images with cells, found none; {'; '.join(skipped.lines())}"
+            )
         examples += own
     return tuple(examples), skipped
 
@@ -113,31 +115,52 @@ def read_sources(folders: dict[str, Path], recipe: Recipe) -> tuple[tuple[Exampl
 def _read_source(name: str, folder: Path, recipe: Recipe, skipped: Skipped) -> list[Example]:
     files = _image_files(folder)
     examples: dict[str, Example] = {}
-    for annotations in _annotation_files(folder):
-        groups = _groups(annotations, recipe.split.group)
-        for image in read_truth(annotations).values():
+    for told in _annotations(folder):
+        groups = _groups(told, recipe.split.group)
+        for image in _truth(told).values():
             if image.id not in files:
                 skipped.add("annotated images without a file", f"{name}/{image.id}")
                 continue
             example = _example(name, files[image.id], image, groups.get(image.id, image.id), recipe, skipped)
             if example is not None and image.id in examples:
-                raise TrainingError(f"{annotations}: {image.id}: expected its cells in one file, found them in two")
+                raise TrainingError(f"{told}: {image.id}: expected its cells in one file, found them in two")
             if example is not None:
                 examples[image.id] = example
     return [examples[key] for key in sorted(examples)]
 
 
-def _annotation_files(folder: Path) -> list[Path]:
-    """Every train*.csv of Kaggle's columns, every COCO JSON, or the folder of label maps."""
-    tables = [path for path in sorted(folder.glob("*.csv")) if _is_train_csv(path)]
-    found = tables + sorted(folder.glob("*.json"))
-    if not found:
-        found = [path for path in (folder / "labels", folder / "masks") if path.is_dir()]
+def _annotations(folder: Path) -> list[Path]:
+    """Every CSV with train.csv's columns and every COCO JSON; else the folder of label maps.
+
+    JSONs lie in the folder or in `annotations/`, of which LIVECell's own `LIVECell/` repeats the rest.
+    """
+    found = [path for path in sorted(folder.glob("*.csv")) if _is_train_csv(path)]
+    found += sorted(folder.glob("*.json"))
+    for name in ("annotations/LIVECell", "annotations"):
+        found = found or sorted((folder / name).rglob("*.json"))
+    for name in ("labels", "masks"):
+        found = found or [path for path in [folder / name] if path.is_dir()]
+    if not found and _class_maps(folder):
+        found = [folder]
     if not found:
         raise TrainingError(
-            f"{folder}: expected train.csv, a COCO JSON, or a folder labels/ of label maps, found none"
+            f"{folder}: expected train.csv, a COCO JSON, labels/ of label maps or <id>/class1.tif, found none"
         )
     return found
+
+
+def _class_maps(folder: Path) -> dict[Path, list[Path]]:
+    """Label maps `<id>/class*.tif` beside images, by their folder."""
+    found: dict[Path, list[Path]] = {}
+    for path in sorted(folder.glob("*/class*.tif*")):
+        found.setdefault(path.parent, []).append(path)
+    return found
+
+
+def _truth(annotations: Path) -> dict[str, TrueImage]:
+    if annotations.is_dir() and (maps := _class_maps(annotations)):
+        return {own.name: read_class_maps(own, files) for own, files in maps.items()}
+    return read_truth(annotations)
 
 
 def _is_train_csv(path: Path) -> bool:
@@ -150,8 +173,16 @@ def _image_files(folder: Path) -> dict[str, ImageFile]:
     roots = [path for path in (folder / "images", folder / "train") if path.is_dir()] or [folder]
     files: dict[str, ImageFile] = {}
     for path in sorted(p for root in roots for p in root.rglob("*")):
-        if path.suffix.lower() in EXTENSIONS and not {"labels", "masks"} & set(path.parts[:-1]):
-            files.setdefault(path.stem, ImageFile(path.stem, path))
+        inner = path.relative_to(folder).parts[:-1]
+        if (
+            path.suffix.lower() not in EXTENSIONS
+            or path.stem.startswith("class")
+            or {"labels", "masks"} & set(inner)
+        ):
+            continue
+        # The image beside its own label maps is called after their folder.
+        image_id = path.parent.name if path.stem == "image" else path.stem
+        files.setdefault(image_id, ImageFile(image_id, path))
     return files
 
 
@@ -171,10 +202,12 @@ def _example(
     """The example of an image, or None with the reason counted."""
     key = f"{source}/{image.id}"
     try:
-        size_hw = image_size(file)
+        # Read whole, once: a damaged file is better told now than hours later.
+        pixels = _pixels(file)
     except ImageError as error:
         skipped.add("images that cannot be read", f"{key} ({error})")
         return None
+    size_hw = (int(pixels.shape[0]), int(pixels.shape[1]))
     if size_hw != image.size_hw:
         skipped.add("images of another size than annotated", key)
         return None
@@ -198,22 +231,7 @@ def _class_of(source: str, cell_type: str, image_id: str, recipe: Recipe) -> str
             return name
     if cell_type not in recipe.all_classes:
         raise TrainingError(
-            f"{place}: expected a class of {', '.join(recipe.all_classes)}, or a pattern of source/type/id in "
-            f"the recipe's [labels] that fits, found neither"
+            f"{place}: expected a class of {', '.join(recipe.all_classes)}, or a pattern of source/type/id "
+            "that fits in the recipe's [labels], found neither"
         )
     return cell_type
-
-
-def require_readable(examples: Iterable[Example], skipped: Skipped) -> tuple[Example, ...]:
-    """The examples whose images decode; the others are counted. Each image is read once."""
-    kept = []
-    for example in examples:
-        try:
-            example.pixels()
-            kept.append(example)
-        except SartoriusError as error:
-            skipped.add("images that cannot be read", f"{example.key} ({error})")
-    return tuple(kept)
-
-
-

@@ -8,19 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from training.recipe import Split
+from training.recipe import Recipe, Split
 from training.sources import Example
 
 
 def split_examples(
-    examples: Sequence[Example], settings: Split
+    examples: Sequence[Example], recipe: Recipe
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Training and held-out examples, each in the given order.
+    """Training and held-out examples, each in the given order; types that are cut off at export only train.
 
     Groups of a type are dealt out in a random order to the folds, the largest types first, each to the
     fold that has fewest images of the type; without folds to the held-out part until it has its share.
     """
-    chosen = [e for e in examples if settings.sources is None or e.source in settings.sources]
+    settings = recipe.split
+    chosen = [
+        e
+        for e in examples
+        if e.type not in recipe.extra_classes and (settings.sources is None or e.source in settings.sources)
+    ]
     held = _held_groups(chosen, settings)
     of = [(e.source, e.group) in held for e in examples]
     train = tuple(e for e, h in zip(examples, of, strict=True) if not h)

@@ -33,15 +33,15 @@ class Optimiser(Settings):
 class Schedule(Settings):
     """The rate's factor over a stage, after `warmup` iterations in which it rises from 0 to 1.
 
-    constant; step: x `factor` every `every`, from `start` on, in `unit`s; cosine: falls to `floor` by
-    half a cosine; wsd: constant, then falls to `floor` over the last `share` as 1 - sqrt does
+    constant; step: x `factor` every `every`, first at `start` (null: `every`), in `unit`s; cosine: falls to
+    `floor` by half a cosine; wsd: constant, then falls to `floor` over the last `share` as 1 - sqrt does
     (Haegele et al. 2024).
     """
 
     kind: Literal["constant", "step", "cosine", "wsd"] = "constant"
     warmup: Annotated[int, Field(ge=0)] = 0
     every: Count = 1
-    start: Annotated[int, Field(ge=0)] = 0
+    start: Annotated[int, Field(ge=0)] | None = None
     unit: Literal["iterations", "epochs"] = "iterations"
     factor: Positive = 0.1
     floor: Fraction = 0.0
@@ -56,7 +56,8 @@ class Schedule(Settings):
         done = step / max(steps, 1)
         if self.kind == "step":
             at = step if self.unit == "iterations" else int(step / epoch_steps)
-            return float(self.factor ** max(0, (at - self.start) // self.every))
+            start = self.every if self.start is None else self.start
+            return float(self.factor ** max(0, (at - start) // self.every + 1))
         if self.kind == "cosine":
             return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
         if self.kind == "wsd":
@@ -84,8 +85,9 @@ class Sampling(Settings):
 class Stage(Settings):
     """One stretch of a training, with an optimiser of its own.
 
-    `trains`: all, or the heads alone (everything but the body; the pyramid counts as a head). `body_from` k
-    leaves the body's stages before the k-th, from 1, as they are; the stem learns with the first.
+    `trains`: all, or the heads alone (everything but the body; the pyramid counts as a head).
+    `freeze_at` leaves the first parts of the body as they are: 0 none, 1 the stem, 2 the first stage too,
+    and so on to 5, as Detectron2's FREEZE_AT.
     """
 
     iterations: Count | None = None
@@ -94,7 +96,7 @@ class Stage(Settings):
     sources: tuple[str, ...] | None = Field(None, description="by name; null: all")
     images: Literal["train", "validation", "all"] = "train"
     trains: Literal["all", "heads"] = "all"
-    body_from: Annotated[int, Field(ge=1, le=5)] = 1
+    freeze_at: Annotated[int, Field(ge=0, le=5)] = 0
     sampling: Sampling = Sampling()
     optimiser: Optimiser
     schedule: Schedule = Schedule()

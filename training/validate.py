@@ -23,7 +23,7 @@ from training.sources import Example
 
 @dataclass(frozen=True)
 class Tried:
-    """One held-out image: its type, and score and cells found under each candidate set of rules."""
+    """One held-out image: its type or "several", score and cells found under each candidate set of rules."""
 
     type: str
     scores: tuple[float, ...]
@@ -54,7 +54,7 @@ def try_images(
         (prediction,) = predict(ensemble, [CellImage(example.file.id, example.pixels())], keep)
         found = [_score(example, prediction, rules, recipe.classes) for rules in candidates]
         scores, cells = zip(*found, strict=True)
-        tried.append(Tried(example.type, scores, cells))
+        tried.append(Tried(example.type or "several", scores, cells))
     return tried
 
 
@@ -79,7 +79,8 @@ def _candidates(recipe: Recipe) -> list[Rules]:
     """The recipe's rules, or these with each threshold that is to be tried for every class."""
     rules = recipe.final_rules
     return [
-        with_scores(rules, dict.fromkeys(recipe.classes, score)) for score in sorted(recipe.validation.thresholds)
+        with_scores(rules, dict.fromkeys(recipe.classes, score))
+        for score in sorted(recipe.validation.thresholds)
     ] or [rules]
 
 
@@ -89,7 +90,9 @@ def with_scores(rules: Rules, scores: Mapping[str, float]) -> Rules:
     return rules.model_copy(update={"per_class": {**rules.per_class, **changed}})
 
 
-def _score(example: Example, prediction: Prediction, rules: Rules, classes: Sequence[str]) -> tuple[float, int]:
+def _score(
+    example: Example, prediction: Prediction, rules: Rules, classes: Sequence[str]
+) -> tuple[float, int]:
     instances = build_instances(prediction, rules, classes)
     found = split_label_map(instances.label_map, len(instances))
     score = score_image(example.file.id, example.masks, found, instances.label_map.size)
