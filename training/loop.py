@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from sartorius_infer.ranks import Rank
 from training.batches import Batch, Batches
-from training.draws import Draw
+from training.draws import Draw, rng_of
 from training.errors import TrainingError
 from training.export import write_checkpoint
 from training.legs import Leg
@@ -130,14 +130,15 @@ class Trainer:
         parameters: Sequence[nn.Parameter],
     ) -> None:
         # Anchors and RoIs are drawn by torch; so are they the same in a run that goes on.
-        torch.manual_seed((self.recipe.seed << 40) + (self.iteration << 12) + self.place.rank.index)
+        own = rng_of(self.recipe.seed, self.iteration, self.place.rank.index, 2)
+        torch.manual_seed(int(own.integers(2**62)))
         rate = set_rate(optimiser, leg.factor(self.iteration))
         optimiser.zero_grad(set_to_none=True)
         with self._autocast():
             losses = module(batch.to(self.place.device))
         loss = torch.stack(list(losses.values())).sum()
         if not bool(torch.isfinite(loss)):
-            told = ", ".join(f"{name} {float(term):.3g}" for name, term in losses.items())
+            told = ", ".join(f"{name} {float(term.detach()):.3g}" for name, term in losses.items())
             raise TrainingError(
                 f"iteration {self.iteration}: expected a finite loss, found {told}; lower the rate"
             )

@@ -151,5 +151,5 @@ def _frozen_prefixes(model: Any, stage: Stage) -> tuple[str, ...]:
         first = names.index("layer1")
         count = first + stage.freeze_at - 1 if stage.freeze_at else 0
     else:  # ConvNeXt and Swin: the stem, then blocks and downsampling in turn
-        count = max(0, 2 * stage.freeze_at - 1)
+        count = min(stage.freeze_at, 1) + max(0, 2 * stage.freeze_at - 3)
     return tuple(f"{BODY}{name}." for name in names[:count])
