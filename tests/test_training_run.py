@@ -231,3 +231,13 @@ def test_two_processes_train_as_one(tmp_path: Path, data: Path) -> None:
     one, two = (_weights(tmp_path / name) for name in ("one", "two"))
     key = "backbone.fpn.layer_blocks.0.0.weight"
     assert float((one[key] - two[key]).norm() / one[key].norm()) < 0.2
+
+
+def test_training_is_not_in_the_wheel() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["packages"] == ["sartorius_infer"]
+    assert not any("training" in path for path in wheel["force-include"])
+    assert project["project"]["optional-dependencies"]["train"] == []
