@@ -14,18 +14,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_factories import write_recipe, write_sartorius
+from training_factories import read_examples, write_recipe, write_sartorius
 
 from sartorius_infer.ensemble import load_ensemble
 from sartorius_infer.errors import SartoriusError
 from sartorius_infer.images import find_images, read_image
+from sartorius_infer.networks.preprocess import Resize
 from sartorius_infer.passes import predict
+from sartorius_infer.ranks import Rank
 from training.cli import main
 from training.errors import TrainingError
+from training.legs import plan_legs
+from training.loop import Place, Trainer
+from training.model import build_learner
+from training.processes import Stop
+from training.recipe import read_recipe
 from training.run import Options, run, training_precision
+from training.runfolder import open_run
 from training.tables import read_table
 
 ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "training" / "recipes").glob("*.toml"))
 
 
 @pytest.fixture(name="data", scope="module")
@@ -79,8 +88,6 @@ def test_a_run_that_goes_on_ends_with_the_same_weights(
     stages = [_stage(3, trains="heads"), _stage(4, sampling={"by": "type", "fade": ["cort"]})]
     recipe = write_recipe(tmp_path / "r.toml", stages=stages, save_every=1)
     _train(recipe, data, tmp_path / "whole")
-    from training.processes import Stop
-
     for upto in (3, 5):  # between two stages, within the second
 
         def later(self: Stop, upto: int = upto) -> bool:
@@ -241,3 +248,28 @@ def test_training_is_not_in_the_wheel() -> None:
     assert wheel["packages"] == ["sartorius_infer"]
     assert not any("training" in path for path in wheel["force-include"])
     assert project["project"]["optional-dependencies"]["train"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_trains_and_is_loaded(tmp_path: Path, path: Path) -> None:
+    """Each stage for one iteration from scratch, on small images."""
+    recipe = read_recipe(path)
+    small = {"resize": Resize(shortest_edge=96, longest_edge=192)}
+    stages = [
+        stage.model_copy(update={"iterations": 1, "epochs": None, "batch": 1, "sources": None})
+        for stage in recipe.stages
+    ]
+    update = {"preprocessing": recipe.preprocessing.model_copy(update=small), "stages": tuple(stages)}
+    recipe = recipe.model_copy(update=update | {"init": None, "labels": {}})
+    examples = read_examples(write_sartorius(tmp_path / "d", images=2))
+    place = Place(tmp_path / "run", torch.device("cpu"), torch.float32, Rank(), 0, bar=False)
+    open_run(place.out, path)
+    trainer = Trainer(
+        recipe, build_learner(recipe, tmp_path), plan_legs(recipe, examples, examples[:1]), (), place
+    )
+    with Stop(Rank(), place.device, None) as stop:
+        assert trainer.run(stop)
+    trainer.write(place.out, None)
+    spec = load_ensemble([place.out], place.device).manifest.models[0]
+    assert spec.architecture == recipe.architecture

@@ -126,9 +126,9 @@ def _describe(
         listed = ", ".join(f"{kind} {count}" for kind, count in sorted(types.items()))
         say(f"{name:9} {len(part)} images, {cells} cells ({listed or 'none'})")
     parameters = sum(p.numel() for p in trainer.learner.parameters())
-    start = (
-        f"going on from iteration {trainer.iteration}" if trainer.iteration else recipe.init or "from scratch"
-    )
+    start = f"from {Path(recipe.init).name}" if recipe.init else "from scratch"
+    if trainer.iteration:
+        start = f"going on from iteration {trainer.iteration}"
     say(f"network   {recipe.parts.body}, {parameters:,} parameters, {start}")
     place = trainer.place
     precision = str(place.precision).removeprefix("torch.")
