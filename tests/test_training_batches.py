@@ -19,7 +19,7 @@ from training.crops import Sample, Window, cut
 from training.draws import Draw
 from training.recipe import Augment
 from training.sources import Example
-from training.stages import Sampling
+from training.stages import Mix
 
 PREPROCESSINGS: dict[str, dict[str, Any]] = {
     "default": {"normalise": [{"mean": [0.502], "std": [0.047]}],
@@ -90,7 +90,7 @@ def test_turned_whole_images_are_resized_as_turned_ones(examples: tuple[Example,
 def test_batches_depend_on_seed_iteration_and_index_alone(examples: tuple[Example, ...]) -> None:
     augment = Augment(crop=32, vflip=True, quarter_turns=True, scale=(0.8, 1.2), noise=3, copy_paste=0.5)
     settings = make_recipe().preprocessing
-    draw = Draw(examples, Sampling(), 3, 0, 10, 4)
+    draw = Draw(examples, Mix(), 3, 0, 10, 4)
     all_of_it = Batches(draw, augment, settings)
     np.random.default_rng(0).random()
     torch.rand(3)

@@ -14,7 +14,7 @@ from training.errors import TrainingError
 from training.export import manifest_of
 from training.model import exported_state
 from training.recipe import fingerprint, read_recipe
-from training.stages import Sampling, Schedule, Stage
+from training.stages import Mix, Schedule, Stage
 
 RECIPES = sorted((Path(__file__).parent.parent / "training" / "recipes").glob("*.toml"))
 
@@ -101,5 +101,5 @@ def test_schedules() -> None:
 def test_stage_lengths_and_fading() -> None:
     stage = Stage.model_validate({"epochs": 1.5, "batch": 4, "optimiser": {"lr": 1.0}})
     assert stage.steps(10) == 4
-    sampling = Sampling(by="type", weights={"cort": 2.0}, fade=("cell",))
-    assert [sampling.weight(name, 0.25) for name in ("cort", "astro", "cell")] == [2, 1, 0.75]
+    mix = Mix(by="type", weights={"cort": 2.0}, fade=("cell",))
+    assert [mix.weight(name, 0.25) for name in ("cort", "astro", "cell")] == [2, 1, 0.75]

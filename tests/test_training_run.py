@@ -85,7 +85,7 @@ def test_the_loss_falls_and_the_kit_loads_the_result(tmp_path: Path, data: Path)
 def test_a_run_that_goes_on_ends_with_the_same_weights(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages = [_stage(3, trains="heads"), _stage(4, sampling={"by": "type", "fade": ["cort"]})]
+    stages = [_stage(3, trains="heads"), _stage(4, mix={"by": "type", "fade": ["cort"]})]
     recipe = write_recipe(tmp_path / "r.toml", stages=stages, save_every=1)
     _train(recipe, data, tmp_path / "whole")
     for upto in (3, 5):  # between two stages, within the second

@@ -12,7 +12,7 @@ from training.draws import Draw
 from training.errors import TrainingError
 from training.legs import plan_legs
 from training.splits import describe_split, some_of_each, split_examples
-from training.stages import Sampling
+from training.stages import Mix
 
 
 @pytest.fixture(name="folder", scope="module")
@@ -47,6 +47,19 @@ def test_types_that_are_cut_off_only_train(folder: Path) -> None:
     assert sum(e.type == "cell" for e in train) == 6
 
 
+def test_some_images_are_never_held_out(folder: Path) -> None:
+    recipe = make_recipe(split={"share": 0.99, "group": [], "only_train": ["data/train/im[0-5]"]})
+    _, held = split_examples(read_examples(folder, recipe), recipe)
+    assert {e.file.id for e in held} < {f"im{i}" for i in range(6, 12)}
+    assert len(held) == 4  # one of each type trains in any case
+
+
+def test_one_of_two_is_held_out_whatever_the_share(tmp_path: Path) -> None:
+    recipe = make_recipe(split={"share": 0.01, "group": []})
+    train, held = split_examples(read_examples(write_sartorius(tmp_path / "d", images=4)), recipe)
+    assert Counter(e.type for e in held) == Counter(e.type for e in train) == {"cort": 1, "astro": 1}
+
+
 def test_a_split_is_recorded_and_repeats(folder: Path) -> None:
     recipe = make_recipe()
     examples = read_examples(folder)
@@ -64,7 +77,7 @@ def test_some_of_each_takes_the_types_in_turn(folder: Path) -> None:
 
 def test_an_epoch_draws_each_image_once(folder: Path) -> None:
     examples = read_examples(folder)
-    draw = Draw(examples, Sampling(), 0, 10, 6, 4)
+    draw = Draw(examples, Mix(), 0, 10, 6, 4)
     drawn = [draw.example(10 + i // 4, i % 4).key for i in range(24)]
     assert sorted(drawn[:12]) == sorted(drawn[12:]) == sorted(e.key for e in examples)
     assert drawn[:12] != drawn[12:]
@@ -72,13 +85,13 @@ def test_an_epoch_draws_each_image_once(folder: Path) -> None:
 
 def test_types_are_drawn_by_weight_and_fade(folder: Path) -> None:
     examples = read_examples(folder)
-    draw = Draw(examples, Sampling(by="type", fade=("astro",)), 0, 0, 400, 2)
+    draw = Draw(examples, Mix(by="type", fade=("astro",)), 0, 0, 400, 2)
     early = Counter(draw.example(i, 0).type for i in range(100))
     late = Counter(draw.example(i, 0).type for i in range(300, 400))
     assert 30 < early["astro"] < 65
     assert late["astro"] < 25
     assert draw.example(7, 1) is draw.example(7, 1)
-    nothing = Draw(examples, Sampling(by="type", weights={"cort": 0.0, "astro": 0.0}), 0, 0, 4, 1)
+    nothing = Draw(examples, Mix(by="type", weights={"cort": 0.0, "astro": 0.0}), 0, 0, 4, 1)
     with pytest.raises(TrainingError, match="expected one above 0"):
         nothing.example(0, 0)
 

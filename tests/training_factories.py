@@ -30,7 +30,7 @@ TINY: dict[str, Any] = {
     },
     "preprocessing": {"normalise": [{"mean": [0.5], "std": [0.2]}], "resize": None},
     "rules": {"per_class": {name: {"score": 0.1} for name in ("shsy5y", "astro", "cort")}},
-    "proposals": {"anchors": 32, "rois": 32, "pre_nms_top_n": 50, "post_nms_top_n": 50},
+    "sampling": {"anchors": 32, "rois": 32, "pre_nms_top_n": 50, "post_nms_top_n": 50},
     "augment": {"crop": 64, "vflip": True},
     "ema": {"decay": 0.5},
     "split": {"share": 0.3},

@@ -10,7 +10,7 @@ import numpy as np
 
 from training.errors import TrainingError
 from training.sources import Example
-from training.stages import Sampling
+from training.stages import Mix
 
 
 def rng_of(*key: int) -> np.random.Generator:
@@ -23,7 +23,7 @@ class Draw:
     """Draws examples for one stage: iterations `first` to `first + steps`, `batch` each."""
 
     examples: Sequence[Example]
-    sampling: Sampling
+    mix: Mix
     seed: int
     first: int
     steps: int
@@ -35,7 +35,7 @@ class Draw:
 
     def example(self, iteration: int, index: int) -> Example:
         """The `index`-th example of an iteration's batch."""
-        if self.sampling.by == "type":
+        if self.mix.by == "type":
             return self._by_type(iteration, index)
         epoch, place = divmod((iteration - self.first) * self.batch + index, len(self.examples))
         order = rng_of(self.seed, self.first, epoch).permutation(len(self.examples))
@@ -48,8 +48,8 @@ class Draw:
             types[example.type].append(example)
         names = sorted(types)
         progress = (iteration - self.first) / max(self.steps, 1)
-        weights = np.array([self.sampling.weight(name, progress) for name in names])
+        weights = np.array([self.mix.weight(name, progress) for name in names])
         if weights.sum() <= 0:
-            raise TrainingError(f"sampling.weights: expected one above 0 of {names}, found none")
+            raise TrainingError(f"mix.weights: expected one above 0 of {names}, found none")
         chosen = types[names[int(rng.choice(len(names), p=weights / weights.sum()))]]
         return chosen[int(rng.integers(len(chosen)))]

@@ -16,7 +16,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import generalized_box_iou_loss, roi_align
 
 from training.batches import Target
-from training.recipe import Loss, Proposals
+from training.recipe import Loss, Sampling
 
 BETA = 1 / 9
 """Where smooth L1 turns from a parabola to a line, as in torchvision's own losses."""
@@ -67,7 +67,7 @@ def _widened(head: object, inputs: object, outputs: tuple[list[Tensor], ...]) ->
 class TrainingRpn(RegionProposalNetwork):  # type: ignore[misc]
     """The RPN of a model, with the recipe's draws and box loss."""
 
-    def __init__(self, rpn: RegionProposalNetwork, settings: Proposals, loss: Loss) -> None:
+    def __init__(self, rpn: RegionProposalNetwork, settings: Sampling, loss: Loss) -> None:
         super().__init__(
             rpn.anchor_generator,
             rpn.head,
@@ -111,7 +111,7 @@ class TrainingRpn(RegionProposalNetwork):  # type: ignore[misc]
 class TrainingHeads(RoIHeads):  # type: ignore[misc]
     """The RoI heads of a model, with the recipe's draws and losses."""
 
-    def __init__(self, heads: RoIHeads, settings: Proposals, loss: Loss) -> None:
+    def __init__(self, heads: RoIHeads, settings: Sampling, loss: Loss) -> None:
         super().__init__(
             heads.box_roi_pool,
             heads.box_head,
@@ -184,7 +184,7 @@ class TrainingHeads(RoIHeads):  # type: ignore[misc]
         return F.binary_cross_entropy_with_logits(chosen, wanted)
 
 
-def with_losses(model: MaskRCNN, settings: Proposals, loss: Loss) -> MaskRCNN:
+def with_losses(model: MaskRCNN, settings: Sampling, loss: Loss) -> MaskRCNN:
     """The same model with an RPN and heads that can be trained; keys and weights do not change."""
     model.rpn = TrainingRpn(model.rpn, settings, loss)
     model.roi_heads = TrainingHeads(model.roi_heads, settings, loss)

@@ -106,7 +106,7 @@ class Trainer:
         self._optimiser_state = None
         set_modes(self.learner, stage)
         module: nn.Module = DistributedDataParallel(self.learner) if place.rank.count > 1 else self.learner
-        draw = Draw(leg.examples, stage.sampling, self.recipe.seed, leg.first, leg.steps, stage.batch)
+        draw = Draw(leg.examples, stage.mix, self.recipe.seed, leg.first, leg.steps, stage.batch)
         batches = Batches(
             draw, self.recipe.augment, self.recipe.preprocessing, place.rank.index, place.rank.count
         )

@@ -51,7 +51,7 @@ class Learner(nn.Module):
 def build_learner(recipe: Recipe, folder: Path) -> Learner:
     """A fresh network by the recipe, with the weights that its `init` names; paths count from `folder`."""
     torch.manual_seed(recipe.seed)
-    model = with_losses(build_model(recipe.parts, len(recipe.all_classes)), recipe.proposals, recipe.loss)
+    model = with_losses(build_model(recipe.parts, len(recipe.all_classes)), recipe.sampling, recipe.loss)
     if recipe.init is not None:
         start_from(model, read_init(recipe, folder), recipe.init)
     return Learner(model)
@@ -65,7 +65,8 @@ def read_init(recipe: Recipe, folder: Path) -> Mapping[str, Tensor]:
     if init == "coco":
         name = "maskrcnn_resnet50_fpn_v2" if "v2" in recipe.architecture else "maskrcnn_resnet50_fpn"
         # COCO's classes are none of ours.
-        return {k: t for k, t in _downloaded(name).items() if k.rpartition(".")[0] not in PER_CLASS}
+        state = canonical_keys(_downloaded(name))
+        return {key: tensor for key, tensor in state.items() if key.rpartition(".")[0] not in PER_CLASS}
     path = folder / init
     if not path.is_file():
         raise TrainingError(f"{path}: expected a checkpoint to start from (init), found none")

@@ -40,7 +40,7 @@ class Loss(Settings):
     mask_weight: Positive = 1.0
 
 
-class Proposals(Settings):
+class Sampling(Settings):
     """What torchvision's detector trains on: anchors and RoIs drawn from each crop, and IoU limits.
 
     `pre_nms_top_n` is per level, `post_nms_top_n` per image, both in training alone.
@@ -102,6 +102,9 @@ class Split(Settings):
     seed: int = 0
     group: tuple[str, ...] = ("plate", "plate_id", "well", "sample_id")
     sources: tuple[str, ...] | None = Field(None, description="those that are split; the rest only train")
+    only_train: tuple[str, ...] = Field(
+        (), description="patterns of source/annotation file/image id of images that are never held out"
+    )
 
     @model_validator(mode="after")
     def _fold_exists(self) -> Split:
@@ -145,7 +148,7 @@ class Recipe(Settings):
     architecture: str = "torchvision_rcnn"
     network: SomeNetworkParts | None = None
     preprocessing: Preprocessing = Preprocessing()
-    proposals: Proposals = Proposals()
+    sampling: Sampling = Sampling()
     loss: Loss = Loss()
     augment: Augment = Augment()
     split: Split = Split()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +30,8 @@ class Example:
     """One image with its cells.
 
     `type` is the class of its cells ("" for several); labels count from 1 in the recipe's classes;
-    `group` is what it shares with images that must not be told apart from it, its own id if nothing.
+    `group` is what it shares with images that must not be told apart from it, its own id if nothing;
+    `told_in` the name of the annotations' file, without its suffix.
     """
 
     source: str
@@ -40,6 +41,7 @@ class Example:
     masks: tuple[Mask, ...]
     labels: tuple[int, ...]
     group: str
+    told_in: str = ""
 
     @property
     def key(self) -> str:
@@ -121,11 +123,12 @@ def _read_source(name: str, folder: Path, recipe: Recipe, skipped: Skipped) -> l
             if image.id not in files:
                 skipped.add("annotated images without a file", f"{name}/{image.id}")
                 continue
-            example = _example(name, files[image.id], image, groups.get(image.id, image.id), recipe, skipped)
+            example = _example(name, files[image.id], image, recipe, skipped)
             if example is not None and image.id in examples:
                 raise TrainingError(f"{told}: {image.id}: expected its cells in one file, found them in two")
             if example is not None:
-                examples[image.id] = example
+                group = groups.get(image.id, image.id)
+                examples[image.id] = replace(example, group=group, told_in=told.stem)
     return [examples[key] for key in sorted(examples)]
 
 
@@ -197,7 +200,7 @@ def _groups(annotations: Path, columns: Iterable[str]) -> dict[str, str]:
 
 
 def _example(
-    source: str, file: ImageFile, image: TrueImage, group: str, recipe: Recipe, skipped: Skipped
+    source: str, file: ImageFile, image: TrueImage, recipe: Recipe, skipped: Skipped
 ) -> Example | None:
     """The example of an image, or None with the reason counted."""
     key = f"{source}/{image.id}"
@@ -221,7 +224,7 @@ def _example(
     names = [_class_of(source, types[i], image.id, recipe) for i in kept]
     labels = tuple(recipe.all_classes.index(name) + 1 for name in names)
     kind = names[0] if len(set(names)) == 1 else ""
-    return Example(source, file, size_hw, kind, tuple(image.masks[i] for i in kept), labels, group)
+    return Example(source, file, size_hw, kind, tuple(image.masks[i] for i in kept), labels, image.id)
 
 
 def _class_of(source: str, cell_type: str, image_id: str, recipe: Recipe) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,17 @@ def split_examples(
     Groups of a type are dealt out in a random order to the folds, the largest types first, each to the
     fold that has fewest images of the type; without folds to the held-out part until it has its share.
     """
-    settings = recipe.split
-    chosen = [
-        e
-        for e in examples
-        if e.type not in recipe.extra_classes and (settings.sources is None or e.source in settings.sources)
-    ]
-    held = _held_groups(chosen, settings)
+    held = _held_groups([e for e in examples if _may_be_held(e, recipe)], recipe.split)
     of = [(e.source, e.group) in held for e in examples]
     train = tuple(e for e, h in zip(examples, of, strict=True) if not h)
     return train, tuple(e for e, h in zip(examples, of, strict=True) if h)
+
+
+def _may_be_held(example: Example, recipe: Recipe) -> bool:
+    settings, place = recipe.split, f"{example.source}/{example.told_in}/{example.file.id}"
+    named = settings.sources is None or example.source in settings.sources
+    kept = any(fnmatchcase(place, pattern) for pattern in settings.only_train)
+    return named and not kept and example.type not in recipe.extra_classes
 
 
 def _held_groups(examples: Sequence[Example], settings: Split) -> set[tuple[str, str]]:
@@ -60,8 +62,8 @@ def _of_type(
             counts[dealt[key]] += sizes[key]
         return {key for key, fold in dealt.items() if fold == settings.fold}
     wanted, held, count = settings.share * sum(sizes.values()), set[tuple[str, str]](), 0
-    for key in order[:-1]:  # the last group trains: no type is held out whole
-        if count + sizes[key] / 2 <= wanted:
+    for key in order[:-1]:  # of two groups one is held out and the other trains, whatever the share
+        if not held or count + sizes[key] / 2 <= wanted:
             held.add(key)
             count += sizes[key]
     return held

@@ -66,7 +66,7 @@ class Schedule(Settings):
         return 1.0
 
 
-class Sampling(Settings):
+class Mix(Settings):
     """Which images are drawn.
 
     `by` image: each once an epoch; by type: first the type, by `weights` (1 where none is written), then
@@ -97,7 +97,7 @@ class Stage(Settings):
     images: Literal["train", "validation", "all"] = "train"
     trains: Literal["all", "heads"] = "all"
     freeze_at: Annotated[int, Field(ge=0, le=5)] = 0
-    sampling: Sampling = Sampling()
+    mix: Mix = Mix()
     optimiser: Optimiser
     schedule: Schedule = Schedule()
 
@@ -109,8 +109,8 @@ class Stage(Settings):
 
     @property
     def named(self) -> tuple[str, ...]:
-        """Classes that the sampling names."""
-        return (*self.sampling.weights, *self.sampling.fade)
+        """Classes that the mix names."""
+        return (*self.mix.weights, *self.mix.fade)
 
     def steps(self, images: int) -> int:
         """Iterations, with an epoch of so many images."""
