@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,16 @@ SUFFIXES = (".tif", ".tiff", ".png")
 
 @dataclass(frozen=True, eq=False)
 class TrueImage:
-    """The true cells of one image; `cell_type` is "" where it is not told, or not one."""
+    """The true cells of one image; `cell_type` is "" where it is not told, or not one.
+
+    `mask_types` tells each cell's own type; empty where all are of `cell_type`.
+    """
 
     id: str
     size_hw: tuple[int, int]
     cell_type: str
     masks: tuple[Mask, ...]
+    mask_types: tuple[str, ...] = ()
 
 
 def read_truth(path: Path) -> dict[str, TrueImage]:
@@ -107,10 +111,15 @@ def read_coco(path: Path) -> dict[str, TrueImage]:
             size_hw = _size(path, image_id, entry["height"], entry["width"])
             cells = drawn.pop(entry["id"], [])
             types = {names.get(cell.get("category_id"), "") for cell in cells}
-            drawn_masks = (coco_runs(cell["segmentation"], size_hw) for cell in cells)
+            drawn_cells = (
+                (coco_runs(cell["segmentation"], size_hw), names.get(cell.get("category_id"), ""))
+                for cell in cells
+            )
             # A sliver of a polygon may hold no pixel's centre.
-            masks = tuple(mask for mask in drawn_masks if len(mask[0]))
-            images[image_id] = TrueImage(image_id, size_hw, types.pop() if len(types) == 1 else "", masks)
+            whole = [(mask, kind) for mask, kind in drawn_cells if len(mask[0])]
+            masks, kinds = (tuple(part) for part in zip(*whole, strict=True)) if whole else ((), ())
+            cell_type = types.pop() if len(types) == 1 else ""
+            images[image_id] = TrueImage(image_id, size_hw, cell_type, masks, () if cell_type else kinds)
     except TruthError:
         raise
     except Exception as error:  # a malformed file fails in any way, in pycocotools too
@@ -150,7 +159,7 @@ def read_label_maps(folder: Path) -> dict[str, TrueImage]:
             labels = _read_labels(path)
             found = TrueImage(path.stem, _hw(labels), "", _cells(labels))
         elif path.is_dir() and (files := [p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES]):
-            found = _merged(path, {file.stem: _read_labels(file) for file in files})
+            found = read_class_maps(path, files)
         else:
             continue
         if found.id in images:
@@ -161,14 +170,22 @@ def read_label_maps(folder: Path) -> dict[str, TrueImage]:
     return images
 
 
-def _merged(folder: Path, maps: Mapping[str, Int32]) -> TrueImage:
+def read_class_maps(folder: Path, files: Sequence[Path]) -> TrueImage:
+    """The image that `folder` is called after, from a label map for each class, at least one.
+
+    The cell type is the file's stem where one class alone has cells. Raises TruthError.
+    """
+    maps = {file.stem: _read_labels(file) for file in files}
     sizes = {_hw(labels) for labels in maps.values()}
     if len(sizes) > 1:
         raise TruthError(f"{folder}: expected label maps of one size, found {sorted(sizes)}")
     cells = {name: _cells(labels) for name, labels in maps.items()}
     present = [name for name, masks in cells.items() if masks]
     every = tuple(mask for masks in cells.values() for mask in masks)
-    return TrueImage(folder.name, sizes.pop(), present[0] if len(present) == 1 else "", every)
+    kinds = tuple(name for name, masks in cells.items() for _ in masks)
+    if len(present) == 1:
+        return TrueImage(folder.name, sizes.pop(), present[0], every)
+    return TrueImage(folder.name, sizes.pop(), "", every, kinds)
 
 
 def _hw(labels: Int32) -> tuple[int, int]:

@@ -1,0 +1,137 @@
+"""Sources: the three kinds of annotations, and what becomes of bad ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from training_factories import SIZE_HW, draw_cells, make_recipe, read_examples, write_sartorius
+
+from sartorius_infer.errors import TruthError
+from training.errors import TrainingError
+from training.sources import parse_data, read_sources
+
+
+def _read(folder: Path, **changes: Any) -> tuple[Any, list[str]]:
+    examples, skipped = read_sources({"data": folder}, make_recipe(**changes))
+    return examples, skipped.lines()
+
+
+def test_train_csv_with_groups(tmp_path: Path) -> None:
+    examples, lines = _read(write_sartorius(tmp_path / "d"))
+    assert [e.key for e in examples] == [f"data/im{i}" for i in range(6)]
+    assert [e.type for e in examples] == ["cort", "astro"] * 3
+    assert [e.group for e in examples[:3]] == ["sample_id plate0", "sample_id plate0", "sample_id plate1"]
+    assert set(examples[0].labels) == {3}
+    assert examples[0].pixels().shape == SIZE_HW
+    assert lines == []
+
+
+def test_several_csv_files_join_but_may_not_repeat_an_image(tmp_path: Path) -> None:
+    folder = write_sartorius(tmp_path / "d")
+    lines = (folder / "train.csv").read_text().splitlines()
+    first = [line for line in lines if line.startswith(("id,", "im0,"))]
+    rest = [line for line in lines if not line.startswith("im0,")]
+    (folder / "train.csv").write_text("\n".join(rest))
+    (folder / "train_approximate.csv").write_text("\n".join(first))
+    (folder / "notes.csv").write_text("a,b\n1,2\n")
+    assert len(read_examples(folder)) == 6
+    (folder / "train_approximate.csv").write_text("\n".join(lines))
+    with pytest.raises(TrainingError, match="im1: expected its cells in one file, found them in two"):
+        read_examples(folder)
+
+
+def test_coco_with_a_pattern_of_labels(tmp_path: Path) -> None:
+    folder = tmp_path / "coco"
+    (folder / "images").mkdir(parents=True)
+    for name in ("SHSY5Y_1", "MCF7_1"):
+        cv2.imwrite(str(folder / "images" / f"{name}.png"), draw_cells(np.random.default_rng(1))[0])
+    square = [[10, 10, 30, 10, 30, 30, 10, 30]]
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{name}.tif", "height": SIZE_HW[0], "width": SIZE_HW[1]}
+            for i, name in enumerate(("SHSY5Y_1", "MCF7_1"))
+        ],
+        "annotations": [{"id": i, "image_id": i, "category_id": 1, "segmentation": square} for i in range(2)],
+        "categories": [{"id": 1, "name": "cell"}],
+    }
+    (folder / "coco.json").write_text(json.dumps(content))
+    labels = {"*/SHSY5Y_*": "shsy5y", "data/cell/*": "cell"}
+    examples, _ = _read(folder, extra_classes=["cell"], labels=labels)
+    assert [(e.file.id, e.type, e.labels) for e in examples] == [
+        ("MCF7_1", "cell", (4,)),
+        ("SHSY5Y_1", "shsy5y", (1,)),
+    ]
+    with pytest.raises(TrainingError, match=r"data/cell/SHSY5Y_1: expected a class of shsy5y, astro, cort"):
+        _read(folder)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_label_maps_for_each_class(tmp_path: Path, beside: bool) -> None:
+    pixels, labels = draw_cells(np.random.default_rng(2), count=4)
+    folder = tmp_path / "maps"
+    own = folder / "a1" if beside else folder / "labels" / "a1"
+    own.mkdir(parents=True)
+    image = own / "image.png" if beside else folder / "images" / "a1.png"
+    image.parent.mkdir(exist_ok=True)
+    cv2.imwrite(str(image), pixels)
+    first = np.where(labels <= 2, labels, 0).astype(np.uint16)
+    cv2.imwrite(str(own / "class1.tif"), first)
+    cv2.imwrite(str(own / "class2.tif"), np.where(labels > 2, labels, 0).astype(np.uint16))
+    patterns = {"*/class1/*": "cort", "*/class2/*": "astro"}
+    (example,), _ = _read(folder, labels=patterns)
+    assert (example.file.id, example.type) == ("a1", "")
+    assert sorted(example.labels) == [2, 2, 3, 3][: len(example.labels)]
+    assert len(example.masks) == len(np.unique(labels)) - 1
+
+
+def test_bad_data_is_counted_and_told(tmp_path: Path) -> None:
+    folder = write_sartorius(tmp_path / "d")
+    (folder / "images" / "im0.png").unlink()
+    cv2.imwrite(str(folder / "images" / "im1.png"), np.zeros((10, 10), np.uint8))
+    (folder / "images" / "im2.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
+    text = (folder / "train.csv").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("im3,")]
+    lines.append(f"im3,,{SIZE_HW[1]},{SIZE_HW[0]},cort,plate")
+    (folder / "train.csv").write_text("\n".join(lines))
+    examples, told = _read(folder)
+    assert [e.file.id for e in examples] == ["im4", "im5"]
+    assert told == [
+        "1 annotated images without a file: data/im0",
+        "1 images of another size than annotated: data/im1",
+        told[2],
+        "1 images without a cell: data/im3",
+    ]
+    assert told[2].startswith(f"1 images that cannot be read: data/im2 ({folder / 'images' / 'im2.png'}: ")
+
+
+def test_a_mask_outside_the_image_is_an_error(tmp_path: Path) -> None:
+    folder = write_sartorius(tmp_path / "d")
+    with (folder / "train.csv").open("a") as file:
+        file.write(f"im0,6140 9,{SIZE_HW[1]},{SIZE_HW[0]},cort,plate0\n")
+    with pytest.raises(TruthError, match=r"train.csv: im0: "):
+        read_examples(folder)
+
+
+def test_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:
+    folder = write_sartorius(tmp_path / "d")
+    for image in (folder / "images").iterdir():
+        image.unlink()
+    with pytest.raises(TrainingError, match="expected images with cells, found none; 6 annotated images"):
+        read_examples(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TrainingError, match=r"expected train.csv, a COCO JSON, labels/ of label maps"):
+        read_examples(tmp_path / "empty")
+
+
+def test_data_arguments(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    assert parse_data([f"x={tmp_path}/a", f"{tmp_path}/a"]) == {"x": tmp_path / "a", "a": tmp_path / "a"}
+    with pytest.raises(TrainingError, match="expected a folder, found none"):
+        parse_data(["x=nowhere"])
+    with pytest.raises(TrainingError, match="found x twice"):
+        parse_data([f"x={tmp_path}", f"x={tmp_path}"])

@@ -1,0 +1,71 @@
+"""What a run leaves in its folder: the state to go on from, tables, and curves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sartorius_infer.files import atomic_file
+from sartorius_infer.networks.parts import flatten
+from training.errors import TrainingError
+from training.tables import LOG, VALIDATION
+
+STATE = "last.pt"
+SPLIT = "split.json"
+RECIPE = "recipe.toml"
+
+
+def open_run(out: Path, recipe: Path) -> None:
+    """Make the folder and copy the recipe; tables of a run that left no state are forgotten."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / STATE).is_file():
+            for name in (LOG, VALIDATION):
+                (out / name).unlink(missing_ok=True)
+        if (out / RECIPE).resolve() != recipe.resolve():
+            shutil.copyfile(recipe, out / RECIPE)
+    except OSError as error:
+        raise TrainingError(
+            f"{out}: expected a folder to write to, found {error.strerror or error}"
+        ) from None
+
+
+def save_state(out: Path, state: Mapping[str, Any]) -> None:
+    """Write the state whole or not at all."""
+    with atomic_file(out / STATE, "wb") as file:
+        torch.save(dict(state), file)
+
+
+def load_state(out: Path, device: torch.device) -> dict[str, Any]:
+    """The state that `save_state` wrote; raises TrainingError for a file that is none."""
+    try:
+        state: dict[str, Any] = torch.load(out / STATE, map_location=device, weights_only=True)
+    except Exception as error:  # a damaged file fails in any way
+        raise TrainingError(f"{out / STATE}: expected the state of a run, found {error}") from None
+    return state
+
+
+def require_same(out: Path, key: str, then: str | None, now: str) -> None:
+    """Raise TrainingError, naming the first difference, unless a run goes on as it began; both are JSON."""
+    if then in (None, now):
+        return
+    before, after = (flatten(json.loads(text or "{}")) for text in (then, now))
+    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    raise TrainingError(
+        f"{out}: expected the {key} that the run began with, found another {', '.join(names[:3])}; "
+        "choose another --out"
+    )
+
+
+def write_split(out: Path, split: Mapping[str, Any]) -> None:
+    """Write which images train and which are held out; raises TrainingError if a run began with others."""
+    path, text = out / SPLIT, json.dumps(split, indent=2)
+    if (out / STATE).is_file() and path.is_file():
+        require_same(path, "images", path.read_text(encoding="utf-8"), text)
+    with atomic_file(path, "w") as file:
+        file.write(text)

@@ -1,0 +1,240 @@
+"""Annotated images from folders: Kaggle's train.csv, COCO's JSON, or label maps, told apart by content.
+
+What cannot be trained on is left out, counted and reported; what no training should begin with is an
+error.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+
+from sartorius_infer.errors import ImageError
+from sartorius_infer.images import EXTENSIONS, ImageFile, read_image
+from sartorius_infer.metric import Mask
+from sartorius_infer.truth import COLUMNS, TrueImage, read_class_maps, read_truth
+from sartorius_infer.types import UInt8
+from training.errors import TrainingError
+from training.recipe import Recipe
+
+CACHED_IMAGES = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One image with its cells.
+
+    `type` is the class of its cells ("" for several); labels count from 1 in the recipe's classes;
+    `group` is what it shares with images that must not be told apart from it, its own id if nothing;
+    `told_in` the name of the annotations' file, without its suffix.
+    """
+
+    source: str
+    file: ImageFile
+    size_hw: tuple[int, int]
+    type: str
+    masks: tuple[Mask, ...]
+    labels: tuple[int, ...]
+    group: str
+    told_in: str = ""
+
+    @property
+    def key(self) -> str:
+        """Source and id, which no two examples share."""
+        return f"{self.source}/{self.file.id}"
+
+    def pixels(self) -> UInt8:
+        """The image, uint8 (H, W) or (H, W, 3)."""
+        return _pixels(self.file)
+
+    def truth(self) -> TrueImage:
+        """What the metric compares with."""
+        return TrueImage(self.file.id, self.size_hw, self.type, self.masks)
+
+
+@lru_cache(maxsize=CACHED_IMAGES)
+def _pixels(file: ImageFile) -> UInt8:
+    return read_image(file).pixels
+
+
+@dataclass
+class Skipped:
+    """What was left out, by reason: how many, and the first few."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    named: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, name: str, count: int = 1) -> None:
+        """Count one more, or several of one image."""
+        self.counts[reason] += count
+        self.named.setdefault(reason, []).append(name)
+
+    def lines(self) -> list[str]:
+        """A line for each reason."""
+        return [
+            f"{count} {reason}: {', '.join(self.named[reason][:3])}{', ...' * (len(self.named[reason]) > 3)}"
+            for reason, count in sorted(self.counts.items())
+        ]
+
+
+def parse_data(arguments: Sequence[str]) -> dict[str, Path]:
+    """`NAME=FOLDER` or a folder, which is called by its own name; raises TrainingError for anything else."""
+    found: dict[str, Path] = {}
+    for argument in arguments:
+        name, given, rest = argument.partition("=")
+        path = Path(rest if given else argument)
+        name = name if given else path.resolve().name
+        if not path.is_dir():
+            raise TrainingError(f"--data {argument}: expected a folder, found none at {path}")
+        if name in found:
+            raise TrainingError(f"--data {argument}: expected each name once, found {name} twice")
+        found[name] = path
+    return found
+
+
+def read_sources(folders: dict[str, Path], recipe: Recipe) -> tuple[tuple[Example, ...], Skipped]:
+    """The examples of all folders, by source and id, and what was left out.
+
+    Raises TrainingError where a folder holds no annotations or nothing to train on.
+    """
+    examples: list[Example] = []
+    skipped = Skipped()
+    for name, folder in folders.items():
+        own = _read_source(name, folder, recipe, skipped)
+        if not own:
+            raise TrainingError(
+                f"{folder}: expected images with cells, found none; {'; '.join(skipped.lines())}"
+            )
+        examples += own
+    return tuple(examples), skipped
+
+
+def _read_source(name: str, folder: Path, recipe: Recipe, skipped: Skipped) -> list[Example]:
+    files = _image_files(folder)
+    examples: dict[str, Example] = {}
+    for told in _annotations(folder):
+        groups = _groups(told, recipe.split.group)
+        for image in _truth(told).values():
+            if image.id not in files:
+                skipped.add("annotated images without a file", f"{name}/{image.id}")
+                continue
+            example = _example(name, files[image.id], image, recipe, skipped)
+            if example is not None and image.id in examples:
+                raise TrainingError(f"{told}: {image.id}: expected its cells in one file, found them in two")
+            if example is not None:
+                group = groups.get(image.id, image.id)
+                examples[image.id] = replace(example, group=group, told_in=told.stem)
+    return [examples[key] for key in sorted(examples)]
+
+
+def _annotations(folder: Path) -> list[Path]:
+    """Every CSV with train.csv's columns and every COCO JSON; else the folder of label maps.
+
+    JSONs lie in the folder or in `annotations/`, of which LIVECell's own `LIVECell/` repeats the rest.
+    """
+    found = [path for path in sorted(folder.glob("*.csv")) if _is_train_csv(path)]
+    found += sorted(folder.glob("*.json"))
+    for name in ("annotations/LIVECell", "annotations"):
+        found = found or sorted((folder / name).rglob("*.json"))
+    for name in ("labels", "masks"):
+        found = found or [path for path in [folder / name] if path.is_dir()]
+    if not found and _class_maps(folder):
+        found = [folder]
+    if not found:
+        raise TrainingError(
+            f"{folder}: expected train.csv, a COCO JSON, labels/ of label maps or <id>/class1.tif, found none"
+        )
+    return found
+
+
+def _class_maps(folder: Path) -> dict[Path, list[Path]]:
+    """Label maps `<id>/class*.tif` beside images, by their folder."""
+    found: dict[Path, list[Path]] = {}
+    for path in sorted(folder.glob("*/class*.tif*")):
+        found.setdefault(path.parent, []).append(path)
+    return found
+
+
+def _truth(annotations: Path) -> dict[str, TrueImage]:
+    if annotations.is_dir() and (maps := _class_maps(annotations)):
+        return {own.name: read_class_maps(own, files) for own, files in maps.items()}
+    return read_truth(annotations)
+
+
+def _is_train_csv(path: Path) -> bool:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        return set(COLUMNS) <= set(next(csv.reader(file), []))
+
+
+def _image_files(folder: Path) -> dict[str, ImageFile]:
+    """Images by id, in `images/`, `train/` or below the folder, but for label maps."""
+    roots = [path for path in (folder / "images", folder / "train") if path.is_dir()] or [folder]
+    files: dict[str, ImageFile] = {}
+    for path in sorted(p for root in roots for p in root.rglob("*")):
+        inner = path.relative_to(folder).parts[:-1]
+        if (
+            path.suffix.lower() not in EXTENSIONS
+            or path.stem.startswith("class")
+            or {"labels", "masks"} & set(inner)
+        ):
+            continue
+        # The image beside its own label maps is called after their folder.
+        image_id = path.parent.name if path.stem == "image" else path.stem
+        files.setdefault(image_id, ImageFile(image_id, path))
+    return files
+
+
+def _groups(annotations: Path, columns: Iterable[str]) -> dict[str, str]:
+    """The group of each image by the first of `columns` that a CSV has."""
+    if annotations.suffix.lower() != ".csv":
+        return {}
+    with annotations.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        column = next((c for c in columns if c in (rows.fieldnames or ())), None)
+        return {row["id"]: f"{column} {row[column]}" for row in rows if row[column]} if column else {}
+
+
+def _example(
+    source: str, file: ImageFile, image: TrueImage, recipe: Recipe, skipped: Skipped
+) -> Example | None:
+    """The example of an image, or None with the reason counted."""
+    key = f"{source}/{image.id}"
+    try:
+        # Read whole, once: a damaged file is better told now than hours later.
+        pixels = _pixels(file)
+    except ImageError as error:
+        skipped.add("images that cannot be read", f"{key} ({error})")
+        return None
+    size_hw = (int(pixels.shape[0]), int(pixels.shape[1]))
+    if size_hw != image.size_hw:
+        skipped.add("images of another size than annotated", key)
+        return None
+    kept = [i for i, mask in enumerate(image.masks) if mask[1].sum() > 0]
+    if len(kept) < len(image.masks):
+        skipped.add("cells without a pixel", key, len(image.masks) - len(kept))
+    if not kept:
+        skipped.add("images without a cell", key)
+        return None
+    types = image.mask_types or (image.cell_type,) * len(image.masks)
+    names = [_class_of(source, types[i], image.id, recipe) for i in kept]
+    labels = tuple(recipe.all_classes.index(name) + 1 for name in names)
+    kind = names[0] if len(set(names)) == 1 else ""
+    return Example(source, file, size_hw, kind, tuple(image.masks[i] for i in kept), labels, image.id)
+
+
+def _class_of(source: str, cell_type: str, image_id: str, recipe: Recipe) -> str:
+    place = f"{source}/{cell_type}/{image_id}"
+    for pattern, name in recipe.labels.items():
+        if fnmatchcase(place, pattern):
+            return name
+    if cell_type not in recipe.all_classes:
+        raise TrainingError(
+            f"{place}: expected a class of {', '.join(recipe.all_classes)}, or a pattern of source/type/id "
+            "that fits in the recipe's [labels], found neither"
+        )
+    return cell_type
