@@ -44,6 +44,7 @@ FLIPS = ("identity", "hflip", "vflip", "rot180")
 FAINTEST = 0.15
 """Boxes below this score get no mask: no threshold that is tried here keeps them."""
 
+POOLED = "4 flips, pooled"
 ONE_VIEW = "4 flips, masks of one view"
 SHIFTS = tuple(round(0.05 * k, 2) for k in range(-3, 5))
 
@@ -162,6 +163,17 @@ def _as_imagenet(
             save_prediction(folder, look(ensemble, read_image(file), Setup(("identity",))))
 
 
+def pool(keep: Path) -> None:
+    """All cells of four flips side by side, nothing fused: what the rules for overlaps must then sort out."""
+    for path in sorted((keep / FLIPS[0]).glob("*.npz")):
+        parts = [load_prediction(keep / view / path.name) for view in FLIPS]
+        fields = ("boxes", "scores", "labels", "masks", "evidence")
+        joined: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in fields
+        }
+        save_prediction(keep / POOLED, replace(parts[0], **joined))
+
+
 class Bench:
     """Scores of kept predictions under rules."""
 
@@ -214,8 +226,17 @@ def tables(bench: Bench) -> Iterator[str]:
     yield "### Views together\n\n" + _table(bench, [(n, n, None) for n in together], shift=True)
     fused = ["identity", "4 flips", *(n for n in setups() if n.startswith("4 flips, "))]
     yield "### Fusion of four flips\n\n" + _table(bench, [(n, n, None) for n in fused], shift=True)
-    masks = [ONE_VIEW, "4 flips"]
-    yield "### Mask averaging\n\n" + _table(bench, [(n, n, None) for n in masks])
+    survivals = {
+        f"pooled, survival {s}": bench.rules.model_copy(update={"overlap_survival": s}) for s in (0.0, 0.7)
+    }
+    rows = [("identity", "identity", None), *((name, POOLED, rules) for name, rules in survivals.items())]
+    yield "### Four flips without fusion\n\n" + _table(bench, rows)
+    masks = [
+        (f"{words}, threshold {t}", setup, bench.with_class(mask=t))
+        for t in (0.5, 0.45, 0.4)
+        for words, setup in (("one view's masks", ONE_VIEW), ("mean of four", "4 flips"))
+    ]
+    yield "### Mask averaging\n\n" + _table(bench, masks)
     yield "### Normalisation\n\n" + _table(
         bench, [("its own", "identity", None), ("ImageNet's", "ImageNet's normalisation", None)]
     )
@@ -286,6 +307,7 @@ def main() -> None:
     have = {file.id for file in find_images(arguments.images)}
     truth = {image_id: image for image_id, image in truth.items() if image_id in have}
     run_networks(arguments, truth)
+    pool(arguments.keep)
     manifest = load_ensemble(arguments.weights, torch.device("cpu"), torch.float32).manifest
     for table in tables(Bench(arguments.keep, truth, manifest.rules, manifest.classes)):
         print(table, flush=True)
