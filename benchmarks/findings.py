@@ -240,8 +240,10 @@ def tables(bench: Bench) -> Iterator[str]:
     yield "### Normalisation\n\n" + _table(
         bench, [("its own", "identity", None), ("ImageNet's", "ImageNet's normalisation", None)]
     )
-    for title, rows in rule_tables(bench).items():
-        yield f"### {title}\n\n" + _table(bench, [(name, "identity", rules) for name, rules in rows.items()])
+    for title, compared in rule_tables(bench).items():
+        yield f"### {title}\n\n" + _table(
+            bench, [(name, "identity", rules) for name, rules in compared.items()]
+        )
 
 
 def rule_tables(bench: Bench) -> dict[str, dict[str, Rules]]:
