@@ -164,6 +164,8 @@ def _report(manifest: Manifest, start: Choice, tuned: Tuned) -> None:
     print(f"seen      {tuned.seen:.4f} (flatters: chosen on the same images)")
     print(f"unseen    {tuned.unseen:.4f} (chosen without the image)")
     print(f"gain      {gain.difference:+.4f}, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}: {verdict}")
+    if gain.low <= 0:
+        print("advice    keep the manifest as it is; more annotated images would tell more")
     _report_rules(manifest, tuned.choice)
     if len(start.weights) > 1:
         _report_members(manifest, start, tuned.choice)
