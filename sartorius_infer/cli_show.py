@@ -59,6 +59,8 @@ def show_parser() -> argparse.ArgumentParser:
 
 def show_command(arguments: argparse.Namespace) -> int:
     """Collect what there is to see, and write it."""
+    if arguments.submission is None and arguments.predictions is None:
+        raise SartoriusError("expected --submission, --predictions or both, found neither")
     from tqdm import tqdm
 
     from sartorius_infer.files import atomic_file
@@ -66,8 +68,6 @@ def show_command(arguments: argparse.Namespace) -> int:
     from sartorius_infer.report import report
     from sartorius_infer.truth import read_truth
 
-    if arguments.submission is None and arguments.predictions is None:
-        raise SartoriusError("expected --submission, --predictions or both, found neither")
     truth = read_truth(arguments.truth) if arguments.truth else None
     files = {file.id: file for file in find_images(arguments.images)}
     looks, curves = _looks(arguments, files, truth)

@@ -73,6 +73,7 @@ def one_line(stderr: str) -> str:
     return line.removeprefix("error: ")
 
 
+@pytest.mark.slow
 def test_everything_in_one_go(
     manifest: Path, wheels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,6 +87,7 @@ def test_one_failing_image_is_code_3_and_named(tiny: Path, images: Path, tmp_pat
         assert {"id": "image1", "predicted": ""} in list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_stop_is_code_1_and_leaves_the_earlier_file(tiny: Path, images: Path, tmp_path: Path) -> None:
     (images / "image1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     out = tmp_path / "s.csv"
@@ -176,6 +177,7 @@ def test_help_is_code_0(words: list[str]) -> None:
     assert "--" in stdout
 
 
+@pytest.mark.slow
 def test_coco_results_load_in_pycocotools(tiny: Path, images: Path, tmp_path: Path) -> None:
     pycoco = pytest.importorskip("pycocotools.coco")
     out = tmp_path / "results.json"
@@ -192,6 +194,7 @@ def test_coco_results_load_in_pycocotools(tiny: Path, images: Path, tmp_path: Pa
     assert len(results.anns) == len(json.loads(out.read_text())) > 5
 
 
+@pytest.mark.slow
 def test_a_bare_checkpoint_says_what_it_assumes(images: Path, tmp_path: Path) -> None:
     torch.save({"model": tiny_model().state_dict(), "epoch": 3}, tmp_path / "bare.pth")
     code, _, stderr = sartorius("--weights", tmp_path / "bare.pth", "--images", images / "image0.png",
@@ -219,6 +222,7 @@ def cells_of(stdout: str) -> int:
     return int(found[1])
 
 
+@pytest.mark.slow
 def test_a_detectron2_run_is_imported_and_predicts_what_it_predicted(
     run: Path, images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -325,6 +329,7 @@ def test_a_bad_import_is_one_line_and_code_1(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_detectron2_checkpoint_alone_in_a_process_of_its_own(tmp_path: Path) -> None:
     torch.save(small_state(), tmp_path / "model_final.pth")
     code, stdout, stderr = sartorius(
@@ -348,6 +353,7 @@ def test_the_competition_is_found_where_it_is_mounted(tmp_path: Path) -> None:
     assert "/kaggle/input" in stderr
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_an_earlier_file_stays(tiny: Path, images: Path, tmp_path: Path) -> None:
     for i in range(400):
         shutil.copy(images / "image0.png", images / f"copy{i}.png")
@@ -367,6 +373,7 @@ def test_killed_in_the_middle_an_earlier_file_stays(tiny: Path, images: Path, tm
     assert out.read_text() == "earlier"
 
 
+@pytest.mark.slow
 def test_interrupted_leaves_nothing_behind(tiny: Path, images: Path, tmp_path: Path) -> None:
     for i in range(400):
         shutil.copy(images / "image0.png", images / f"copy{i}.png")
@@ -384,6 +391,7 @@ def test_interrupted_leaves_nothing_behind(tiny: Path, images: Path, tmp_path: P
     assert not list(tmp_path.glob("*s.csv*"))
 
 
+@pytest.mark.slow
 def test_a_network_cut_off_from_the_internet_predicts(tiny: Path, images: Path, tmp_path: Path) -> None:
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "-rn", "true"], capture_output=True).returncode:

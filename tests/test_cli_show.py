@@ -96,6 +96,7 @@ def said(stderr: str) -> list[str]:
     return [line for line in re.split(r"[\r\n]+", stderr) if line.strip() and not line.startswith("show: ")]
 
 
+@pytest.mark.slow
 def test_everything_in_a_process_of_its_own(shared: Files, tmp_path: Path) -> None:
     out, pictures = tmp_path / "page.html", tmp_path / "pictures"
     run = command(*shared.all(out=out, overlays=pictures, submission=shared.submission, iou="0.75"))

@@ -190,6 +190,7 @@ STEPS = {"p2": 16, "p3": 8, "p4": 4, "p5": 2, "p6": 1}
 """Of each level's map, Detectron2's file holds the positions this far apart."""
 
 
+@pytest.mark.slow
 def test_detectron2_sees_the_same_maps(case: Case) -> None:
     features: Features = case.seen["features"]
     assert [list(hw) for hw in features.input_hws] == [case.result["net_image_size"].tolist()]

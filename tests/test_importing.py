@@ -386,6 +386,7 @@ def test_classes_that_the_manifest_does_not_know(run: Path, listing: Path) -> No
     assert "$.models[1].classes: expected at least one of ('a', 'b', 'c'), found ('x', 'y', 'z')" in said
 
 
+@pytest.mark.slow
 def test_weights_outside_the_manifest_s_folder(run: Path, tmp_path: Path, listing: Path) -> None:
     (tmp_path / "weights" / "link").symlink_to(tmp_path)
     for out in (tmp_path / "other", tmp_path, tmp_path / "weights" / "link", tmp_path / "weights2"):

@@ -142,6 +142,7 @@ def cells(submission: Path, size_hw: tuple[int, int]) -> list[Bool]:
     return [decode_mask(row.partition(",")[2], size_hw) for row in rows]
 
 
+@pytest.mark.slow
 def test_from_the_command_line(blobs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words: list[str | Path] = ["--weights", blobs, "--plugin", "blobs.py", "--images", SAMPLE]
     code, out, _ = sartorius(*words, "--out", "s.csv", cwd=blobs)

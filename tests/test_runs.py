@@ -639,6 +639,7 @@ def resumed_to_the_end(scene: Scene, *setting: str) -> None:
     assert {path.name for path in scene.folder.glob("s.csv*")} == {"s.csv"}
 
 
+@pytest.mark.slow
 def test_killed_before_any_change_of_the_file_system_it_goes_on_to_the_same_bytes(scene: Scene) -> None:
     """And another configuration is refused, or begins anew; never does it take what is not its own."""
     other = ("--batch-size", "5", "--edge", "drop")
@@ -662,6 +663,7 @@ def test_killed_before_any_change_of_the_file_system_it_goes_on_to_the_same_byte
     assert change > 15
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_in_a_row_it_ends_with_the_same_bytes(scene: Scene) -> None:
     """Until it ends by itself, three times over."""
     slow = replace(scene, weights=write_weights(scene.folder / "slow", [0.03]))

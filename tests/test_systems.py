@@ -551,7 +551,11 @@ SMALL_SYSTEMS = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL_SYSTEMS)
+# Every fourth is enough on each change; `make test` runs them all.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (i % 4 > 0)) for i, n in enumerate(SMALL_SYSTEMS)],
+)
 def test_small_system_runs_as_its_author_runs_it(name: str, tmp_path: Path) -> None:
     check_all(run_system(SMALL_SYSTEMS[name], tmp_path))
 

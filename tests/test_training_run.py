@@ -82,6 +82,7 @@ def test_the_loss_falls_and_the_kit_loads_the_result(tmp_path: Path, data: Path)
     assert load_ensemble([out / "final"], torch.device("cpu")).classes == ensemble.classes
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_ends_with_the_same_weights(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +142,7 @@ def test_all_images_train_without_validation(tmp_path: Path, data: Path) -> None
     assert entry.provenance.endswith("2 iterations from scratch on 6 images of d; not validated.")
 
 
+@pytest.mark.slow
 def test_nothing_is_validated_once_held_out_images_train(tmp_path: Path, data: Path) -> None:
     stages = [_stage(2), _stage(2, images="validation")]
     recipe = write_recipe(

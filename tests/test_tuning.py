@@ -175,6 +175,7 @@ def test_the_command_runs_the_networks(case: tuple[Path, Path, Path], tmp_path: 
     assert "  weights tiny 1.0" in run.stdout
 
 
+@pytest.mark.slow
 def test_one_line_on_an_error(case: tuple[Path, Path, Path], tmp_path: Path) -> None:
     manifest, saved, train = case
     words = ("--weights", manifest, "--truth", train, "--out", tmp_path / "elsewhere" / "t.json")
