@@ -247,7 +247,7 @@ def _inputs(arguments: argparse.Namespace) -> tuple[list[Path], Path | None]:
 def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
     """The networks on their device, with the command line's views and edge rule in place."""
     from sartorius_infer.describe import assumptions
-    from sartorius_infer.device import resolve_device, resolve_precision
+    from sartorius_infer.device import keep_memory, resolve_device, resolve_precision
     from sartorius_infer.ensemble import find_weights, load_ensemble
     from sartorius_infer.views import parse_view
 
@@ -256,6 +256,7 @@ def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
     for view in views or ():
         parse_view(view)
     device = resolve_device(arguments.device, rank.local if rank.count > 1 else None)
+    keep_memory(device)
     ensemble = load_ensemble(arguments.weights, device, resolve_precision(arguments.precision, device))
     if rank.is_first and not isinstance(find_weights(arguments.weights), Path):
         for spec in ensemble.manifest.models:

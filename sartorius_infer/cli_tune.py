@@ -119,7 +119,7 @@ def _run_networks(arguments: argparse.Namespace) -> tuple[Manifest, list[tuple[P
 
     from tqdm import tqdm
 
-    from sartorius_infer.device import resolve_device, resolve_precision
+    from sartorius_infer.device import keep_memory, resolve_device, resolve_precision
     from sartorius_infer.ensemble import load_ensemble
     from sartorius_infer.images import find_images, read_image
     from sartorius_infer.passes import predict
@@ -127,6 +127,7 @@ def _run_networks(arguments: argparse.Namespace) -> tuple[Manifest, list[tuple[P
     load_plugins(arguments)
     files = find_images(arguments.images)
     device = resolve_device(arguments.device)
+    keep_memory(device)
     ensemble = load_ensemble(arguments.weights, device, resolve_precision("auto", device))
     alone = [replace(ensemble, members=(member,)) for member in ensemble.members]
     found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import re
 from pathlib import Path
@@ -13,6 +14,23 @@ from sartorius_infer.errors import DeviceError
 log = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def keep_memory(device: torch.device) -> None:
+    """Let this process keep the memory that it frees, if it computes on the CPU and its C library is glibc.
+
+    Each image asks for the same arrays of many megabytes. Given back and mapped anew, their pages cost a
+    sixth of the default network's time or more; kept, they cost a tenth more memory at the peak.
+    """
+    mmap_max, trim_threshold = -4, -1  # malloc.h
+    if device.type != "cpu":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
 
 
 def resolve_device(name: str, process: int | None = None) -> torch.device:

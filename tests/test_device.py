@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,3 +154,29 @@ def test_precisions_that_are_none(name: str) -> None:
     with pytest.raises(DeviceError) as caught:
         resolve_precision(name, CPU)
     assert str(caught.value) == f"precision: expected auto, fp32, fp16, bf16, found {name!r}"
+
+
+def faults(first: str) -> int:
+    """How many pages a process touches anew for twenty rounds of the same three arrays."""
+    code = f"""
+import resource, torch
+from sartorius_infer.device import keep_memory
+{first}
+for _ in range(20):
+    one = torch.ones(16_000_000)
+    other = one * 2
+    del one
+    third = other + 1
+    del other, third
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("glibc" not in platform.libc_ver()[0], reason="glibc's own option")
+def test_kept_memory_is_not_mapped_anew() -> None:
+    nothing = faults("raise SystemExit(print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt))")
+    plain = faults('keep_memory(torch.device("cuda"))') - nothing
+    assert faults('keep_memory(torch.device("cpu"))') - nothing < plain / 2

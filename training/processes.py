@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import time
@@ -53,21 +52,6 @@ def share(tensors: Sequence[Tensor], rank: Rank) -> None:
     if rank.count > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
-
-
-def keep_memory() -> None:
-    """Let the allocator keep what it frees, where the C library is glibc.
-
-    Each iteration asks for the same arrays of many megabytes; mapped anew, their pages cost a CPU 7 % of
-    an iteration of the default recipe.
-    """
-    mmap_max, trim_threshold = -4, -1  # malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
 
 
 class Stop:

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from sartorius_infer.device import resolve_device, resolve_precision
+from sartorius_infer.device import keep_memory, resolve_device, resolve_precision
 from sartorius_infer.ranks import Rank, this_rank
 from training.errors import TrainingError
 from training.legs import Leg, plan_legs
 from training.loop import Place, Trainer
 from training.model import build_learner
-from training.processes import Stop, keep_memory, process_group
+from training.processes import Stop, process_group
 from training.recipe import Recipe, read_recipe
 from training.runfolder import STATE, open_run, write_split
 from training.sources import Example, parse_data, read_sources
@@ -49,8 +49,7 @@ def run(options: Options, tell: Tell) -> int:
     say: Tell = tell if rank.is_first else (lambda line: None)
     recipe = _recipe(options)
     device = resolve_device(options.device, rank.local if rank.count > 1 else None)
-    if device.type == "cpu":
-        keep_memory()
+    keep_memory(device)
     with process_group(rank, device):
         examples, skipped = read_sources(parse_data(options.data), recipe)
         for line in skipped.lines():
