@@ -28,7 +28,8 @@ SUFFIXES = (".tif", ".tiff", ".png")
 class TrueImage:
     """The true cells of one image; `cell_type` is "" where it is not told, or not one.
 
-    `mask_types` tells each cell's own type; empty where all are of `cell_type`.
+    `mask_types` tells each cell's own type; empty where all are of `cell_type`. `empty` counts annotated
+    cells that hold no pixel of the image.
     """
 
     id: str
@@ -36,6 +37,7 @@ class TrueImage:
     cell_type: str
     masks: tuple[Mask, ...]
     mask_types: tuple[str, ...] = ()
+    empty: int = 0
 
 
 def read_truth(path: Path) -> dict[str, TrueImage]:
@@ -119,7 +121,10 @@ def read_coco(path: Path) -> dict[str, TrueImage]:
             whole = [(mask, kind) for mask, kind in drawn_cells if len(mask[0])]
             masks, kinds = (tuple(part) for part in zip(*whole, strict=True)) if whole else ((), ())
             cell_type = types.pop() if len(types) == 1 else ""
-            images[image_id] = TrueImage(image_id, size_hw, cell_type, masks, () if cell_type else kinds)
+            own_kinds = () if cell_type else kinds
+            images[image_id] = TrueImage(
+                image_id, size_hw, cell_type, masks, own_kinds, len(cells) - len(masks)
+            )
     except TruthError:
         raise
     except Exception as error:  # a malformed file fails in any way, in pycocotools too

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +108,25 @@ def test_batches_depend_on_seed_iteration_and_index_alone(examples: tuple[Exampl
     assert [len(b.targets) for b in all_of_it.run(8, 0, False)] == [4, 4]
     worked = list(all_of_it.run(8, 1, False))
     assert torch.equal(worked[0].images, all_of_it[8].images)
+
+
+def test_a_magnified_crop_is_never_wider_than_asked(examples: tuple[Example, ...]) -> None:
+    """A pixel more would be padded by another 32, in most batches."""
+    draw = Draw(examples, Mix(), 0, 0, 60, 4)
+    batches = Batches(draw, Augment(crop=32, scale=(0.8, 1.25)), _preprocessing("default"))
+    assert {tuple(batches[i].images.shape[2:]) for i in range(60)} == {(64, 64)}
+
+
+def test_a_signal_to_the_whole_group_leaves_the_processes_that_prepare_batches(
+    examples: tuple[Example, ...],
+) -> None:
+    batches = Batches(Draw(examples, Mix(), 0, 0, 30, 1), Augment(crop=32), make_recipe().preprocessing)
+    before, seen = set(multiprocessing.active_children()), 0
+    for seen, _ in enumerate(batches.run(0, 1, False), 1):
+        if seen == 3:
+            for worker in set(multiprocessing.active_children()) - before:
+                os.kill(int(worker.pid or 0), signal.SIGTERM)
+    assert seen == 30
 
 
 def test_a_crop_without_cells(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_windows_lie_inside_and_show_a_cell(example: Example) -> None:
         zoom = draw_zoom(settings, rng)
         window = draw_window(example, settings, rng, zoom)
         assert 0.5 <= zoom <= 2
-        assert window.height == min(SIZE_HW[0], round(32 / zoom))
+        assert window.height == min(SIZE_HW[0], int(32 / zoom))
         assert 0 <= window.y0 <= SIZE_HW[0] - window.height
         assert 0 <= window.x0 <= SIZE_HW[1] - window.width
         assert len(cut(example, window, 0.0).labels) > 0

@@ -116,3 +116,11 @@ def test_weights_of_terms_multiply_them(tmp_path: Path) -> None:
         torch.manual_seed(1)
         found.append(torch.stack(list(learner(batch).values())))
     assert torch.allclose(found[1], 3 * found[0])
+
+
+def test_strides_do_not_depend_on_how_much_is_padding(tmp_path: Path) -> None:
+    """Torchvision keeps the strides that it guesses from the first batch."""
+    learner = build_learner(make_recipe(), tmp_path)
+    target = Target(torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros((0, 65, 65)), (1, 1))
+    learner(Batch(torch.zeros((1, 3, 96, 96)), ((65, 65),), (target,)))
+    assert learner.model.roi_heads.box_roi_pool.scales == [1 / 4, 1 / 8]

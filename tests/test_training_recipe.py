@@ -56,6 +56,10 @@ def test_default_recipe_is_the_network_of_the_default_checkpoint() -> None:
         ({"augment": {"scale": [1.2, 0.8]}}, "augment: scale: expected two rising numbers"),
         ({"split": {"folds": 3, "fold": 3}}, "split: fold: expected one below folds = 3, found 3"),
         ({"network": {"body": "vgg16"}}, "network.body: "),
+        ({"sampling": {"rpn_iou": [0.7, 0.3]}}, "sampling: rpn_iou: expected the lower limit first"),
+        ({"rules": {"per_class": {"neuron": {"score": 0.5}}}}, "rules.per_class.neuron: expected a class of"),
+        ({"split": {"seed": -1}}, "split.seed: "),
+        ({"stages": [{"epochs": 1, "optimiser": {"lr": 1.0, "betas": [0.9, 1.0]}}]}, "optimiser.betas.1: "),
     ],
 )  # fmt: skip
 def test_faults_name_file_and_place(tmp_path: Path, changes: dict[str, Any], said: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from training_factories import make_recipe, read_examples, write_sartorius
 
 from sartorius_infer.ensemble import load_ensemble
@@ -17,7 +18,7 @@ from sartorius_infer.types import Instances
 from training.errors import TrainingError
 from training.export import write_checkpoint
 from training.model import build_learner
-from training.processes import Stop, gather, share
+from training.processes import Stop, gather, process_group, share
 from training.runfolder import open_run, require_same, write_split
 from training.tables import CURVES, LOG, VALIDATION, Meter, Table, draw_curves, read_table
 from training.validate import Tried, summarise, try_images, with_scores
@@ -126,6 +127,18 @@ def test_differences_are_named() -> None:
     require_same(Path("o"), "recipe", '{"a": 1}', '{"a": 1}')
     with pytest.raises(TrainingError, match=r"found another a\.b, c; choose another --out"):
         require_same(Path("o"), "recipe", '{"a": {"b": 1}}', '{"a": {"b": 2}, "c": 1}')
+
+
+def test_an_error_does_not_wait_for_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda *a, **k: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: ended.append(1))
+    with pytest.raises(TrainingError), process_group(Rank(0, 2), torch.device("cpu")):
+        raise TrainingError("x")
+    assert not ended
+    with process_group(Rank(0, 2), torch.device("cpu")):
+        pass
+    assert ended
 
 
 def test_one_process_has_nothing_to_share() -> None:

@@ -29,7 +29,7 @@ from training.loop import Place, Trainer
 from training.model import build_learner
 from training.processes import Stop
 from training.recipe import read_recipe
-from training.run import Options, run, training_precision
+from training.run import Options, _recipe, run, training_precision
 from training.runfolder import open_run
 from training.tables import read_table
 
@@ -127,6 +127,10 @@ def test_a_run_goes_on_under_its_own_recipe_and_images_alone(tmp_path: Path, dat
         write_recipe(tmp_path / "r.toml", stages=[_stage(1)], store="float32"), data, tmp_path / "run"
     )
     assert "ended     at iteration 1 of 1" in told
+    kept = (tmp_path / "run" / "recipe.toml").read_text()
+    with pytest.raises(TrainingError, match="found another stages"):
+        _train(write_recipe(tmp_path / "r.toml", stages=[_stage(2)]), data, tmp_path / "run")
+    assert (tmp_path / "run" / "recipe.toml").read_text() == kept
     (tmp_path / "run" / "last.pt").write_bytes(b"cut")
     with pytest.raises(TrainingError, match=r"last\.pt: expected the state of a run"):
         _train(recipe, data, tmp_path / "run")
@@ -169,6 +173,40 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, data: Path) -> N
         _train(write_recipe(tmp_path / "r.toml", stages=[stage]), data, tmp_path / "run")
 
 
+def test_gradients_that_are_not_finite_end_the_run(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.loop.clip", lambda *_: float("nan"))
+    with pytest.raises(TrainingError, match="iteration 0: expected finite gradients, found a norm of nan"):
+        _train(write_recipe(tmp_path / "r.toml", precision="fp32"), data, tmp_path / "run")
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_a_state_of_another_precision_and_a_stop_at_the_end(tmp_path: Path, data: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.toml", stages=[_stage(1)], precision="fp32")
+    told = _train(recipe, data, tmp_path / "run", minutes=0.0)
+    assert "ended     at iteration 1 of 1" in told
+    own, examples = read_recipe(recipe), read_examples(data)
+    place = Place(tmp_path / "run", torch.device("cpu"), torch.float16, Rank(), 0, bar=False)
+    trainer = Trainer(own, build_learner(own, tmp_path), plan_legs(own, examples, ()), (), place)
+    trainer.resume()
+    assert (trainer.iteration, trainer.scaler.is_enabled()) == (1, True)
+
+
+def test_a_batch_that_processes_cannot_share_is_told_at_once(tmp_path: Path, data: Path) -> None:
+    path = write_recipe(tmp_path / "r.toml", stages=[_stage(1), _stage(1, batch=3)])
+    recipe, examples = read_recipe(path), read_examples(data)
+    place = Place(tmp_path / "run", torch.device("cpu"), torch.float32, Rank(0, 2), 0, bar=False)
+    with pytest.raises(TrainingError, match=r"stages.1.batch: expected a multiple of 2 processes, found 3"):
+        Trainer(recipe, build_learner(recipe, tmp_path), plan_legs(recipe, examples, ()), (), place)
+
+
+def test_a_fold_of_the_recipes_own(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "r.toml", split={"folds": 3})
+    assert _recipe(Options(path, (), tmp_path, fold=2)).split.fold == 2
+    assert _recipe(Options(path, (), tmp_path, folds=4)).split.folds == 4
+
+
 def test_bad_input_is_one_line(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_recipe(tmp_path / "r.toml")
     out = ["--out", str(tmp_path / "run"), "--device", "cpu"]
@@ -177,6 +215,9 @@ def test_bad_input_is_one_line(tmp_path: Path, data: Path, capsys: pytest.Captur
         [str(recipe), "--data", "nowhere", *out],
         [str(recipe), "--data", str(data), *out, "--folds", "1"],
         [str(recipe), "--data", str(data), *out, "--folds", "3", "--fold", "3"],
+        [str(recipe), "--data", str(data), *out, "--fold", "1"],
+        [str(recipe), "--data", str(data), *out, "--seed", "-1"],
+        [str(recipe), "--data", str(data), *out, "--workers", "-1"],
         [str(recipe), "--data", str(data), *out, "--init", "none.pth"],
         [str(recipe), "--data", str(data), "--out", str(recipe), "--device", "cpu"],
         [str(recipe), "--data", str(data), "--out", str(tmp_path / "x"), "--device", "tpu"],

@@ -109,6 +109,36 @@ def test_bad_data_is_counted_and_told(tmp_path: Path) -> None:
     assert told[2].startswith(f"1 images that cannot be read: data/im2 ({folder / 'images' / 'im2.png'}: ")
 
 
+def test_polygons_without_a_pixel_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "coco"
+    (folder / "images").mkdir(parents=True)
+    cv2.imwrite(str(folder / "images" / "a.png"), np.zeros(SIZE_HW, np.uint8))
+    inside, outside, point = ([x, x, x + s, x, x + s, x + s, x, x + s] for x, s in ((9, 9), (200, 9), (5, 0)))
+    drawn = [
+        {"id": i, "image_id": 0, "category_id": 1, "segmentation": [polygon]}
+        for i, polygon in enumerate((inside, outside, point))
+    ]
+    images = [{"id": 0, "file_name": "a.png", "height": SIZE_HW[0], "width": SIZE_HW[1]}]
+    content = {"images": images, "annotations": drawn, "categories": [{"id": 1, "name": "cort"}]}
+    (folder / "c.json").write_text(json.dumps(content))
+    (example,), told = _read(folder)
+    assert len(example.masks) == 1
+    assert told == ["2 cells without a pixel: data/a"]
+
+
+def test_a_csv_as_other_programs_write_it(tmp_path: Path) -> None:
+    folder = write_sartorius(tmp_path / "d")
+    content = (folder / "train.csv").read_bytes()
+    (folder / "train.csv").write_bytes(b"\xef\xbb\xbf" + content)
+    assert read_examples(folder)[0].group == "sample_id plate0"
+    long = b" ".join(b"%d 1" % (2 * i + 1) for i in range(SIZE_HW[0] * SIZE_HW[1] // 2))
+    (folder / "train.csv").write_bytes(content + b"im0," + b" " * 140_000 + long + b",96,64,cort,plate0\n")
+    assert read_examples(folder)[0].group == "sample_id plate0"
+    (folder / "train.csv").write_bytes(content + "im0,1 2,96,64,cort,é\n".encode("latin-1"))
+    with pytest.raises(TruthError, match=r"train.csv: expected a CSV file, found"):
+        read_examples(folder)
+
+
 def test_a_mask_outside_the_image_is_an_error(tmp_path: Path) -> None:
     folder = write_sartorius(tmp_path / "d")
     with (folder / "train.csv").open("a") as file:

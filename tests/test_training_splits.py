@@ -54,6 +54,21 @@ def test_some_images_are_never_held_out(folder: Path) -> None:
     assert len(held) == 4  # one of each type trains in any case
 
 
+def test_what_only_trains_is_left_out_where_its_group_is_held_out(folder: Path) -> None:
+    recipe = make_recipe(split={"share": 0.6, "only_train": ["data/train/im*[02468]"]})
+    examples = read_examples(folder)
+    train, held = split_examples(examples, recipe)
+    assert {int(e.file.id[2:]) % 2 for e in held} == {1}
+    assert {e.group for e in train}.isdisjoint({e.group for e in held})
+    assert len(train) + len(held) == len(examples) - len(held)  # two images a group
+
+
+def test_a_split_of_none_of_the_sources_is_an_error(folder: Path) -> None:
+    recipe = make_recipe(split={"sources": ["sartorius"]})
+    with pytest.raises(TrainingError, match=r"split.sources: expected names of --data \(data\), found sarto"):
+        split_examples(read_examples(folder), recipe)
+
+
 def test_one_of_two_is_held_out_whatever_the_share(tmp_path: Path) -> None:
     recipe = make_recipe(split={"share": 0.01, "group": []})
     train, held = split_examples(read_examples(write_sartorius(tmp_path / "d", images=4)), recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -154,5 +155,18 @@ class Batches(Dataset[Batch]):
         """The batches from iteration `first` on, prepared by `workers` processes ahead of time."""
         iterations = range(first, self.draw.first + self.draw.steps)
         return iter(
-            DataLoader(self, batch_size=None, sampler=iterations, num_workers=workers, pin_memory=pin)
+            DataLoader(
+                self,
+                batch_size=None,
+                sampler=iterations,
+                num_workers=workers,
+                pin_memory=pin,
+                worker_init_fn=_leave_signals,
+            )
         )
+
+
+def _leave_signals(worker: int) -> None:
+    """In a process that prepares batches: `timeout` and torchrun signal it too, but `Stop` alone decides."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="DIR", help="the run's folder")
     add("--all", action="store_true", help="train on every image, hold none out")
     add("--folds", type=int, metavar="K", help="hold out one of K parts instead of the recipe's split")
-    add("--fold", type=int, default=0, metavar="I", help="which one, from 0 (default: %(default)s)")
+    add("--fold", type=int, metavar="I", help="which of --folds, or of the recipe's folds, from 0")
     add("--init", metavar="FILE", help="weights to start from instead of the recipe's")
     add("--seed", type=int, metavar="N", help="instead of the recipe's")
     add("--time-limit", type=float, metavar="MINUTES", help="stop then, with the state written")

@@ -84,7 +84,8 @@ def draw_window(example: Example, settings: Augment, rng: np.random.Generator, z
     size = np.array(example.size_hw)
     if side is None:
         return Window(0, 0, *example.size_hw)
-    extent = np.minimum(size, max(1, round(side / zoom)))
+    # Rounded down: magnified again it must not be a pixel wider than side, which would be padded to 32 more.
+    extent = np.minimum(size, max(1, int(side / zoom)))
     slack = size - extent
     if rng.random() < settings.on_cells:
         cells = cell_crops(example)

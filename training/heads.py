@@ -138,7 +138,7 @@ class TrainingHeads(RoIHeads):  # type: ignore[misc]
         sizes_hw: list[tuple[int, int]],
         targets: Sequence[Target],
     ) -> Losses:
-        """The weighted terms of class, box and mask over a batch."""
+        """The weighted terms of class, box and mask over a batch of images padded to `sizes_hw`."""
         told = [{"boxes": t.boxes, "labels": t.labels, "masks": t.masks} for t in targets]
         rois, matched, labels, offsets = self.select_training_samples(proposals, told)
         pooled = self.box_head(self.box_roi_pool(features, rois, sizes_hw))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -50,6 +51,12 @@ class Trainer:
     def __init__(
         self, recipe: Recipe, learner: Learner, legs: Sequence[Leg], held: Sequence[Example], place: Place
     ) -> None:
+        for leg in legs:
+            if leg.stage.batch % place.rank.count:
+                raise TrainingError(
+                    f"stages.{leg.number}.batch: expected a multiple of {place.rank.count} processes, "
+                    f"found {leg.stage.batch}"
+                )
         self.recipe, self.legs, self.held, self.place = recipe, legs, held, place
         self.learner = learner.to(place.device)
         if place.device.type == "cuda":  # a fifth slower on a CPU, in the backward pass
@@ -69,7 +76,8 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the folder's state."""
-        state = load_state(self.place.out, self.place.device)
+        # Adam's counters must stay in main memory, or each would be fetched from the GPU in every iteration.
+        state = load_state(self.place.out)
         require_same(self.place.out, "recipe", state.get("recipe"), fingerprint(self.recipe))
         self.learner.model.load_state_dict(state["model"])
         self.ema.load(state["ema"], state["ema_updates"])
@@ -77,7 +85,8 @@ class Trainer:
         self.best_iteration = state["best_iteration"]
         self.best = Held(**state["best"]) if state["best"] else None
         self._optimiser_state = state["optimiser"]
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run began in another precision
+            self.scaler.load_state_dict(state["scaler"])
 
     def run(self, stop: Stop) -> bool:
         """Train until the end or until told to stop; whether the end was reached."""
@@ -89,16 +98,11 @@ class Trainer:
         with bar:
             for leg in self.legs:
                 if self.iteration < leg.end and not self._run_leg(leg, stop, bar):
-                    return False
+                    return self.iteration == self.total  # told to stop after the last
         return True
 
     def _run_leg(self, leg: Leg, stop: Stop, bar: Any) -> bool:
         place, stage = self.place, leg.stage
-        if stage.batch % place.rank.count:
-            raise TrainingError(
-                f"stages.{leg.number}.batch: expected a multiple of {place.rank.count} processes, "
-                f"found {stage.batch}"
-            )
         trained = freeze(self.learner, stage)
         optimiser = make_optimiser(trained, stage.optimiser)
         if self._optimiser_state is not None and self.iteration > leg.first:
@@ -145,6 +149,11 @@ class Trainer:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(optimiser)
         norm = clip(parameters, leg.stage.optimiser.clip)
+        # A scaler leaves such a step out; without one it would be the end of all weights, and of the state.
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise TrainingError(
+                f"iteration {self.iteration}: expected finite gradients, found a norm of {norm}"
+            )
         self.scaler.step(optimiser)
         self.scaler.update()
         self.ema.update(self.learner.model.state_dict())

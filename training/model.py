@@ -44,7 +44,9 @@ class Learner(nn.Module):
         sizes = list(batch.sizes_hw)
         told = [{"boxes": target.boxes} for target in batch.targets]
         proposals, rpn = self.model.rpn(ImageList(batch.images, sizes), features, told)
-        losses: Losses = self.model.roi_heads.losses(features, proposals, sizes, batch.targets)
+        # Torchvision guesses the levels' strides from features and image size; padded ones fit exactly.
+        padded = [(int(batch.images.shape[2]), int(batch.images.shape[3]))] * len(sizes)
+        losses: Losses = self.model.roi_heads.losses(features, proposals, padded, batch.targets)
         return {"objectness": rpn["loss_objectness"], "rpn_box": rpn["loss_rpn_box_reg"], **losses}
 
 

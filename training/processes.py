@@ -25,17 +25,19 @@ T = TypeVar("T")
 
 @contextmanager
 def process_group(rank: Rank, device: torch.device) -> Iterator[None]:
-    """Join the other processes while the block runs; nothing to do for one alone."""
+    """Join the other processes while the block runs; nothing to do for one alone.
+
+    After an error the group is left as it is: to close it would be to wait for processes that wait for this
+    one, while torchrun ends them as soon as this one has ended.
+    """
     if rank.count == 1:
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()
 
 
 def gather(own: Sequence[T], rank: Rank) -> list[T]:

@@ -56,6 +56,14 @@ class Sampling(Settings):
     roi_iou: Annotated[tuple[Fraction, ...], Field(min_length=2, max_length=2)] = (0.5, 0.5)
     mask_rois: Count | None = Field(None, description="most positive RoIs a crop with a mask; null: all")
 
+    @model_validator(mode="after")
+    def _limits(self) -> Sampling:
+        for name in ("rpn_iou", "roi_iou"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: expected the lower limit first, found {low}, {high}")
+        return self
+
 
 class Augment(Settings):
     """What is varied, each by a draw for each crop.
@@ -99,7 +107,7 @@ class Split(Settings):
     share: Share = 0.2
     folds: Annotated[int, Field(ge=2)] | None = None
     fold: Annotated[int, Field(ge=0)] = 0
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     group: tuple[str, ...] = ("plate", "plate_id", "well", "sample_id")
     sources: tuple[str, ...] | None = Field(None, description="those that are split; the rest only train")
     only_train: tuple[str, ...] = Field(
@@ -171,6 +179,9 @@ class Recipe(Settings):
         ]:
             if name not in self.all_classes:
                 raise ValueError(f"expected a class of {self.all_classes}, found {name!r}")
+        for name in self.rules.per_class if self.rules else ():
+            if name not in self.classes:
+                raise ValueError(f"rules.per_class.{name}: expected a class of {self.classes}")
         if self.architecture not in PRESETS:
             raise ValueError(f"architecture: expected one of {', '.join(PRESETS)}, found {self.architecture}")
         sizes = self.parts.anchors.sizes

@@ -18,7 +18,7 @@ from training.loop import Place, Trainer
 from training.model import build_learner
 from training.processes import Stop, process_group
 from training.recipe import Recipe, read_recipe
-from training.runfolder import STATE, open_run, write_split
+from training.runfolder import STATE, copy_recipe, open_run, write_split
 from training.sources import Example, parse_data, read_sources
 from training.splits import describe_split, some_of_each, split_examples
 from training.tables import draw_curves
@@ -35,7 +35,7 @@ class Options:
     out: Path
     all_images: bool = False
     folds: int | None = None
-    fold: int = 0
+    fold: int | None = None
     init: str | None = None
     seed: int | None = None
     minutes: float | None = None
@@ -55,6 +55,8 @@ def run(options: Options, tell: Tell) -> int:
         for line in skipped.lines():
             say(f"left out  {line}")
         train, held = (examples, ()) if options.all_images else split_examples(examples, recipe)
+        if apart := {e.key for e in examples} - {e.key for e in (*train, *held)}:
+            say(f"left out  {len(apart)} images that only train, their groups being held out: {min(apart)}")
         legs = plan_legs(recipe, train, held)
         trainer = _trainer(options, recipe, legs, held, device, rank)
         _describe(recipe, train, held, trainer, say)
@@ -71,12 +73,19 @@ def _recipe(options: Options) -> Recipe:
     """The recipe with what the command line says otherwise."""
     recipe = read_recipe(options.recipe)
     update: dict[str, Any] = {}
-    if options.folds is not None:
-        if not 0 <= options.fold < options.folds or options.folds < 2:
-            raise TrainingError(f"--fold: expected 0 to --folds - 1, found {options.fold} of {options.folds}")
-        update["split"] = recipe.split.model_copy(update={"folds": options.folds, "fold": options.fold})
+    if options.folds is not None or options.fold is not None:
+        folds = options.folds if options.folds is not None else recipe.split.folds
+        fold = options.fold or 0
+        if folds is None:
+            raise TrainingError("--fold: expected --folds or a recipe with folds, found neither")
+        if not 0 <= fold < folds or folds < 2:
+            raise TrainingError(f"--fold: expected 0 to --folds - 1, found {fold} of {folds}")
+        update["split"] = recipe.split.model_copy(update={"folds": folds, "fold": fold})
     if options.init is not None:
         update["init"] = str(Path(options.init).resolve()) if Path(options.init).is_file() else options.init
+    for name, number in (("seed", options.seed), ("workers", options.workers)):
+        if number is not None and number < 0:
+            raise TrainingError(f"--{name}: expected 0 or more, found {number}")
     if options.seed is not None:
         update["seed"] = options.seed
     return recipe.model_copy(update=update)
@@ -103,6 +112,8 @@ def _trainer(
     trainer = Trainer(recipe, learner, legs, some_of_each(held, recipe.validation.images), place)
     if going_on:
         trainer.resume()
+        if rank.is_first:
+            copy_recipe(options.out, options.recipe)
     return trainer
 
 

@@ -21,18 +21,26 @@ RECIPE = "recipe.toml"
 
 
 def open_run(out: Path, recipe: Path) -> None:
-    """Make the folder and copy the recipe; tables of a run that left no state are forgotten."""
+    """Make the folder of a new run: the recipe lies in it, tables of one that left no state do not.
+
+    A run that goes on keeps its recipe until the given one is known to be its own.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not (out / STATE).is_file():
             for name in (LOG, VALIDATION):
                 (out / name).unlink(missing_ok=True)
-        if (out / RECIPE).resolve() != recipe.resolve():
-            shutil.copyfile(recipe, out / RECIPE)
+            copy_recipe(out, recipe)
     except OSError as error:
         raise TrainingError(
             f"{out}: expected a folder to write to, found {error.strerror or error}"
         ) from None
+
+
+def copy_recipe(out: Path, recipe: Path) -> None:
+    """Lay the recipe into the run's folder, unless it is the one there."""
+    if (out / RECIPE).resolve() != recipe.resolve():
+        shutil.copyfile(recipe, out / RECIPE)
 
 
 def save_state(out: Path, state: Mapping[str, Any]) -> None:
@@ -41,10 +49,10 @@ def save_state(out: Path, state: Mapping[str, Any]) -> None:
         torch.save(dict(state), file)
 
 
-def load_state(out: Path, device: torch.device) -> dict[str, Any]:
-    """The state that `save_state` wrote; raises TrainingError for a file that is none."""
+def load_state(out: Path) -> dict[str, Any]:
+    """The state that `save_state` wrote, in main memory; raises TrainingError for a file that is none."""
     try:
-        state: dict[str, Any] = torch.load(out / STATE, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(out / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in any way
         raise TrainingError(f"{out / STATE}: expected the state of a run, found {error}") from None
     return state

@@ -14,6 +14,8 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 
+import pandas as pd
+
 from sartorius_infer.errors import ImageError
 from sartorius_infer.images import EXTENSIONS, ImageFile, read_image
 from sartorius_infer.metric import Mask
@@ -118,8 +120,9 @@ def _read_source(name: str, folder: Path, recipe: Recipe, skipped: Skipped) -> l
     files = _image_files(folder)
     examples: dict[str, Example] = {}
     for told in _annotations(folder):
+        truth = _truth(told)
         groups = _groups(told, recipe.split.group)
-        for image in _truth(told).values():
+        for image in truth.values():
             if image.id not in files:
                 skipped.add("annotated images without a file", f"{name}/{image.id}")
                 continue
@@ -167,7 +170,7 @@ def _truth(annotations: Path) -> dict[str, TrueImage]:
 
 
 def _is_train_csv(path: Path) -> bool:
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         return set(COLUMNS) <= set(next(csv.reader(file), []))
 
 
@@ -193,10 +196,13 @@ def _groups(annotations: Path, columns: Iterable[str]) -> dict[str, str]:
     """The group of each image by the first of `columns` that a CSV has."""
     if annotations.suffix.lower() != ".csv":
         return {}
-    with annotations.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        column = next((c for c in columns if c in (rows.fieldnames or ())), None)
-        return {row["id"]: f"{column} {row[column]}" for row in rows if row[column]} if column else {}
+    # Not by csv, for which a large mask's annotation is too long a field.
+    table = pd.read_csv(annotations, dtype=str, keep_default_na=False)
+    column = next((c for c in columns if c in table), None)
+    if column is None:
+        return {}
+    rows = zip(table["id"], table[column], strict=True)
+    return {str(image_id): f"{column} {value}" for image_id, value in rows if value}
 
 
 def _example(
@@ -215,8 +221,8 @@ def _example(
         skipped.add("images of another size than annotated", key)
         return None
     kept = [i for i, mask in enumerate(image.masks) if mask[1].sum() > 0]
-    if len(kept) < len(image.masks):
-        skipped.add("cells without a pixel", key, len(image.masks) - len(kept))
+    if empty := image.empty + len(image.masks) - len(kept):
+        skipped.add("cells without a pixel", key, empty)
     if not kept:
         skipped.add("images without a cell", key)
         return None

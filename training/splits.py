@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from training.errors import TrainingError
 from training.recipe import Recipe, Split
 from training.sources import Example
 
@@ -18,13 +19,21 @@ def split_examples(
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Training and held-out examples, each in the given order; types that are cut off at export only train.
 
-    Groups of a type are dealt out in a random order to the folds, the largest types first, each to the
-    fold that has fewest images of the type; without folds to the held-out part until it has its share.
+    What only trains, but shares its group with held-out examples, is in neither. Groups of a type are dealt
+    out in a random order to the folds, the largest first, each to the fold that has fewest images of the
+    type; without folds to the held-out part until it has its share. Raises TrainingError where the recipe
+    splits none of the sources.
     """
-    held = _held_groups([e for e in examples if _may_be_held(e, recipe)], recipe.split)
-    of = [(e.source, e.group) in held for e in examples]
-    train = tuple(e for e, h in zip(examples, of, strict=True) if not h)
-    return train, tuple(e for e, h in zip(examples, of, strict=True) if h)
+    known = {e.source for e in examples}
+    if recipe.split.sources is not None and not known & set(recipe.split.sources):
+        raise TrainingError(
+            f"split.sources: expected names of --data ({', '.join(sorted(known))}), "
+            f"found {', '.join(recipe.split.sources)}; --all holds out nothing"
+        )
+    may_be_held = [e for e in examples if _may_be_held(e, recipe)]
+    held = _held_groups(may_be_held, recipe.split)
+    train = tuple(e for e in examples if (e.source, e.group) not in held)
+    return train, tuple(e for e in may_be_held if (e.source, e.group) in held)
 
 
 def _may_be_held(example: Example, recipe: Recipe) -> bool:

@@ -11,6 +11,7 @@ from sartorius_infer.networks.parts import Count, Positive
 from sartorius_infer.rules import Fraction, Settings
 
 Weight = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optimiser(Settings):
@@ -24,7 +25,7 @@ class Optimiser(Settings):
     lr: Positive
     body_lr: Positive | None = None
     momentum: Fraction = 0.9
-    betas: Annotated[tuple[Fraction, ...], Field(min_length=2, max_length=2)] = (0.9, 0.999)
+    betas: Annotated[tuple[Decay, ...], Field(min_length=2, max_length=2)] = (0.9, 0.999)
     weight_decay: Weight = 0.0
     decay_norms: bool = True
     clip: Positive | None = None
