@@ -27,7 +27,7 @@ def keep_memory(device: torch.device) -> None:
         return
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # the last where a process has no name of its own: Windows
         return
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sartorius_infer.cli import main
-from sartorius_infer.device import resolve_device, resolve_precision
+from sartorius_infer.device import keep_memory, resolve_device, resolve_precision
 from sartorius_infer.errors import DeviceError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -172,6 +172,19 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return int(done.stdout)
+
+
+@pytest.mark.parametrize("error", [OSError, TypeError])
+def test_no_memory_is_kept_without_such_a_library(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Windows raises TypeError for the process itself."""
+
+    def fail(name: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ctypes.CDLL", fail)
+    keep_memory(torch.device("cpu"))
 
 
 @pytest.mark.slow
