@@ -72,7 +72,8 @@ def _filled(title: str, content: Mapping[str, Any]) -> str:
     """The template with its style, scripts and content in place."""
     folder = package_files("sartorius_infer") / "page"
     parts = {
-        "title": html.escape(title),
+        # A file's name need not be text.
+        "title": html.escape(title.encode("utf-8", "replace").decode("utf-8")),
         "style": (folder / "page.css").read_text(encoding="utf-8"),
         "script": "\n".join((folder / name).read_text(encoding="utf-8") for name in _SCRIPTS),
         # An id may hold "</script>"; inside JSON's strings the escape means the same.
@@ -142,6 +143,8 @@ def _entry(image: CellImage, look: Look, scored: bool, truth: TrueImage | None) 
             "area": [int(lengths.sum()) for _, lengths in truth.masks],
             "runs": [_packed(mask, width, step) for mask in truth.masks],
         }
+        if truth.mask_types:
+            entry["truth"]["types"] = truth.mask_types
         entry["pairs"] = _pairs(truth.masks, look.masks, image.size_hw[0] * width)
     return entry
 

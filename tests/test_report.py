@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +129,12 @@ def test_names_are_harmless(tmp_path: Path, name: str) -> None:
     assert title == name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace(
         '"', "&quot;"
     ).replace("'", "&#x27;")
+
+
+def test_a_title_of_a_file_s_name_that_is_no_text(tmp_path: Path) -> None:
+    """Linux names files by bytes; the page can be written as UTF-8 all the same."""
+    page = report(write(tmp_path, noise(SIZE)), looks_of(), title=os.fsdecode(b"s\xff.csv"))
+    assert b"<h1>s?.csv</h1>" in page.encode("utf-8")
 
 
 # What is in it.
