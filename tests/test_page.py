@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from factories import CLASSES
 from shows import PIXELS, RULES, SIZE, Case, dense, make_case, one_mask, with_floors
+from tiny import write_image
 
 from sartorius_infer.choices import Choice
-from sartorius_infer.curves import curves
+from sartorius_infer.curves import Curve, curves
+from sartorius_infer.images import ImageFile
 from sartorius_infer.instances import consensus_label
 from sartorius_infer.looks import Look, Looks, looks_of_found, looks_of_predictions, shown_masks, visible
 from sartorius_infer.metric import THRESHOLDS, match, mean_ap, overlaps, twentieths
@@ -644,6 +646,39 @@ def test_the_viewer_by_keys(browser: Browser, case: Case, page: Path) -> None:
     assert browser.js("return document.activeElement === arguments[0]", first)
 
 
+def test_cells_are_read_by_keys(browser: Browser, case: Case, page: Path) -> None:
+    """Visible cells in turn, then the missed ones, each in the middle of the view."""
+    browser.open(page)
+    looks = case.looks
+    image_id = fullest(case, looks)
+    look, true = looks.images[image_id], case.truth[image_id]
+    shows = np.flatnonzero(visible(look, looks)).tolist()
+    missed = np.flatnonzero(match(true.masks, shown_masks(look, looks), PIXELS, 0.5) < 0)
+    count = len(shows) + len(missed)
+    open_image(browser, image_id)
+    box = port(browser)
+    for number, cell in enumerate(shows[:3], start=1):
+        browser.press("+", "n")
+        said = browser.text("#told")
+        name, area = CLASSES[look.labels[cell] - 1], int(dense(look.masks[cell]).sum())
+        assert said.startswith(f"{number} of {count}; found {name}, {area} pixels; score ")
+        y, x = np.argwhere(dense(look.masks[cell])).T
+        at = stage(browser)
+        scale = at["w"] / SIZE[1]
+        assert at["x"] + (x.min() + x.max() + 1) / 2 * scale == pytest.approx(box["x"] + box["w"] / 2, abs=1)
+        assert at["y"] + (y.min() + y.max() + 1) / 2 * scale == pytest.approx(box["y"] + box["h"] / 2, abs=1)
+        ring = browser.js("return document.querySelector('.ring').getBoundingClientRect().width")
+        assert ring == pytest.approx((x.max() + 1 - x.min()) * scale, abs=1)
+    browser.press("p")
+    assert browser.text("#told").startswith(f"2 of {count}; ")
+    browser.press("p", "p")
+    last = int(true.masks[missed[-1]][1].sum())
+    assert browser.text("#told").startswith(f"{count} of {count}; true cell, {last} pixels, not found")
+    browser.press(Keys.ARROW_RIGHT)
+    assert not browser.all(".ring")
+    close(browser)
+
+
 def test_keys_of_the_browser_stay_the_browser_s(browser: Browser, page: Path) -> None:
     browser.open(page)
     browser.all(".card")[0].send_keys(Keys.ENTER)
@@ -844,6 +879,81 @@ def test_an_id_that_looks_like_html_stays_text(browser: Browser, case: Case) -> 
     close(browser)
 
 
+def test_a_chosen_area_beyond_the_others_lies_on_the_axis(browser: Browser, case: Case) -> None:
+    drawn = [Curve(CLASSES[0], "min_area", (0, 200), (0.5, 0.4), 0),
+             Curve(CLASSES[1], "min_area", (0, 200, 900), (0.4, 0.5, 0.6), 900)]  # fmt: skip
+    browser.open(write_page(case, "areas", case.looks, truth=True, curves=drawn))
+    end = browser.js(
+        "const f = [...document.querySelectorAll('figure')].find((e) => /area moved/.test(e.textContent));"
+        "const places = [...f.querySelectorAll('circle')].map((c) => +c.getAttribute('cx'));"
+        "return [Math.max(...places), BOX.w - BOX.right]"
+    )
+    assert end[0] == pytest.approx(end[1])
+
+
+def test_areas_of_a_truth_with_cells_of_several_types(browser: Browser, case: Case) -> None:
+    known = case.truth["i1"]
+    count = len(known.masks)
+    truth = {"i1": replace(known, cell_type="", mask_types=(CLASSES[0],) + (CLASSES[1],) * (count - 1))}
+    looks = replace(case.looks, images={"i1": case.looks.images["i1"]}, consensus="off")
+    path = case.folder / "types.html"
+    path.write_text(report(case.files, looks, truth), "utf-8")
+    browser.open(path)
+    (area,) = known.masks[0][1].sum(keepdims=True).tolist()
+    texts = {t.split(":")[0]: t for t in browser.texts("figure") if ": areas of cells" in t}
+    assert f"true {area} pixels" in texts[CLASSES[0]]
+    assert "true" in texts[CLASSES[1]]
+    assert "true" not in texts.get(CLASSES[2], "")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 900), (900, 1)])
+def test_images_of_one_pixel_or_one_line(browser: Browser, case: Case, size: tuple[int, int]) -> None:
+    """Their cards fit the window, and zooming in makes them larger."""
+    file = ImageFile("thin", write_image(case.folder / f"thin{size[0]}.png", size))
+    whole = one_mask(np.ones(size, np.bool_))
+    looks = looks_of_found({"thin": [FoundCell(whole), FoundCell(whole)]}, {"thin": size})
+    path = case.folder / "thin.html"
+    path.write_text(report([file], looks), "utf-8")
+    browser.open(path)
+    assert browser.js("return document.querySelector('.card').getBoundingClientRect().height") < LAPTOP[1]
+    open_image(browser, "thin")
+    before = stage(browser)
+    browser.press("+")
+    assert stage(browser)["h"] >= before["h"]
+    browser.press("n", "n")
+    assert browser.text("#told").startswith(f"2 of 2; found cell, {size[0] * size[1]} pixels; middle x ")
+    close(browser)
+
+
+def test_more_classes_than_colours(browser: Browser, case: Case) -> None:
+    names = tuple(f"class 'n\u00ba{k}' <&\">" for k in range(10))
+    masks = case.truth["i1"].masks[:10]
+    cells = [FoundCell(m, 0.5 + k / 25, k + 1) for k, m in enumerate(masks)]
+    looks = looks_of_found({"i1": cells}, {"i1": SIZE}, names)
+    browser.open(write_page(case, "many", looks, truth=True))
+    browser.until(lambda: "Score if one class's threshold moved" in browser.texts("figcaption"))
+    assert [row[0] for row in browser.rows("#counts")] == list(names[: len(masks)])
+    browser.one("#floor-2").send_keys(Keys.END)
+    assert browser.text("#found") == str(len(masks) - 1)
+
+
+def test_on_paper_every_picture_has_its_cells(browser: Browser, case: Case, page: Path) -> None:
+    browser.open(page, (390, 300))
+    empty = "return [...document.querySelectorAll('.card canvas')].filter((c) => c.width <= 1).length"
+    browser.until(lambda: browser.js(empty) > 0 or None)
+    far = browser.js("return [...document.querySelectorAll('.card')].filter((c) => !c.dataset.near).length")
+    assert far > 0
+    browser.js("window.dispatchEvent(new Event('beforeprint'))")
+    width = "return [...document.querySelectorAll('.card canvas')].map((c) => c.width)"
+    assert browser.js(width) == [SIZE[1]] * len(case.files)
+    browser.js("window.dispatchEvent(new Event('afterprint'))")
+    assert browser.js(empty) == far
+    browser.cdp("Emulation.setEmulatedMedia", media="print")
+    hidden = browser.js("const s = document.querySelector('.scroll'); return s.scrollHeight - s.clientHeight")
+    browser.cdp("Emulation.setEmulatedMedia", media="")
+    assert hidden <= 0
+
+
 # Small screens.
 
 
@@ -917,7 +1027,7 @@ def test_every_control_has_a_name(browser: Browser, page: Path) -> None:
     assert {"button", "slider", "radio", "checkbox"} <= {role for role, _ in named}
     assert [pair for pair in named if not pair[1].strip()] == []
     sliders = [name for role, name in named if role == "slider"]
-    for word in ("IoU over", *CLASSES):
+    for word in ("IoU over", *(f"{name}: score threshold" for name in CLASSES)):
         assert any(word in name for name in sliders), word
 
 
@@ -948,3 +1058,9 @@ def test_the_leading_class_is_chosen_alike(browser: Browser, page: Path) -> None
     )
     assert winners == expected
     assert set(winners) == {0, 1, 2, 3}
+    # Scores of 0 vote as well, where they reach the threshold.
+    rules = Rules(consensus="score_sum", per_class={n: ClassRule(score=0) for n in CLASSES})
+    label = consensus_label(np.zeros(1, np.float32), np.array([2]), rules, CLASSES)
+    assert (
+        browser.js("DATA.consensus = 'score_sum'; return leader({votes: [[], [0], []]}, [0, 0, 0])") == label
+    )

@@ -31,11 +31,11 @@ function chart(title, xs, ys) {
   return { figure, svg, x, y, bottom };
 }
 
-/** Round steps from 0 to at least `high`, about `count` of them. */
-function ticksTo(high, count = 4) {
+/** Round steps of at least `least` from 0 to at least `high`, about `count` of them. */
+function ticksTo(high, least = 0, count = 4) {
   if (!(high > 0)) return [0, 1];
   const raw = high / count, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= Math.max(raw, least));
   return Array.from({ length: Math.ceil(high / step - 1e-9) + 1 }, (_, i) => i * step);
 }
 
@@ -44,7 +44,7 @@ const plain = (v) => String(+v.toFixed(4));
 /** Counts in bins as stacked bars; series: {name, colour, counts}; `marks`: [value, text] upright lines. */
 function bars(title, edges, series, xs, marks = []) {
   const totals = edges.slice(1).map((_, i) => series.reduce((sum, s) => sum + s.counts[i], 0));
-  const ticks = ticksTo(Math.max(...totals));
+  const ticks = ticksTo(Math.max(...totals), 1);
   const made = chart(title, { low: edges[0], high: edges[edges.length - 1], ...xs },
     { low: 0, high: ticks[ticks.length - 1], ticks, format: plain, label: "cells" });
   const base = totals.map(() => 0);
@@ -80,17 +80,33 @@ function lines(title, series, xs, label) {
   const ticks = ticksTo(Math.max(...all, .01));
   const made = chart(title, xs, { low: 0, high: ticks[ticks.length - 1], ticks, format: plain, label });
   const dashes = ["", "7 3", "2 3", "8 3 2 3"];
+  const below = series.length > 5 ? document.createElement("p") : null; // so many names would cover the lines
+  if (below) {
+    below.className = "hint";
+    made.figure.append(below);
+  }
   series.forEach((s, n) => {
     const look = { stroke: `rgb(${s.colour})`, "stroke-width": 2.5, "stroke-dasharray": dashes[n % 4], fill: "none" };
-    made.svg.append(node("path", { ...look, d: s.points.map(([a, b], i) => `${i ? "L" : "M"}${made.x(a)} ${made.y(b)}`).join("") }));
+    // A dark rim, since a light colour alone is lost on white paper, and a dark one on a dark screen.
+    const stroke = (d) => {
+      made.svg.append(node("path", { ...look, stroke: "var(--ink)", "stroke-width": 4, d }), node("path", { ...look, d }));
+    };
+    stroke(s.points.map(([a, b], i) => `${i ? "L" : "M"}${made.x(a)} ${made.y(b)}`).join(""));
     for (const [a, b, text] of s.named) {
       made.svg.append(node("circle", { cx: made.x(a), cy: made.y(b), r: 3.5, fill: `rgb(${s.colour})`, stroke: "var(--ink)" }));
       const left = made.x(a) > BOX.w * .65;
       made.svg.append(node("text", { x: made.x(a) + (left ? -6 : 6), y: made.y(b) - 6, "text-anchor": left ? "end" : "start" }, text));
     }
     if (!s.name) return;
+    if (below) {
+      const square = document.createElement("span");
+      square.className = "swatch";
+      square.style.background = `rgb(${s.colour})`;
+      below.append(square, ` ${s.name} `);
+      return;
+    }
     const y = made.bottom - 8 - 15 * (series.length - 1 - n);
-    made.svg.append(node("path", { ...look, d: `M${BOX.left + 8} ${y - 4}h26` }));
+    stroke(`M${BOX.left + 8} ${y - 4}h26`);
     made.svg.append(node("text", { x: BOX.left + 40, y }, s.name));
   });
   return made.figure;

@@ -8,6 +8,12 @@ for (const image of DATA.images) {
   if (image.votes) image.votes = image.votes.map((scores) => scores.map(Math.fround));
 }
 const LEVELS = [10, 11, 12, 13, 14, 15, 16, 17, 18, 19]; // IoU thresholds in twentieths
+// Of how many of the levels each pair's IoU is over.
+for (const image of DATA.images) {
+  const { pairs } = image;
+  image.over = Uint8Array.from({ length: pairs.length / 4 }, (_, i) =>
+    LEVELS.filter((level) => 20 * pairs[4 * i + 2] > level * pairs[4 * i + 3]).length);
+}
 
 /** Starts and lengths in turn, of runs packed as base64 of variable-length gaps and lengths. */
 function unpack(text) {
@@ -31,7 +37,7 @@ function unpack(text) {
 /** The label that the image's cells agree on, by the rules' consensus; 0 where there is none. */
 function leader(image, floors) {
   if (DATA.consensus === "off" || !image.votes) return 0;
-  let best = [0, 0, 0];
+  let best = [-1, -1, 0]; // scores of 0 have a vote, too
   image.votes.forEach((scores, index) => {
     const voters = scores.filter((score) => score >= Math.fround(floors[index]));
     const sum = voters.reduce((a, b) => a + b, 0);
@@ -72,12 +78,28 @@ function match(image, visible, level) {
   return truthOf;
 }
 
+/** The most pairs at each level; where those at the lowest are one to one, all are, and counting will do. */
+function hits(image, visible) {
+  const reached = new Array(LEVELS.length + 1).fill(0);
+  const ofTruth = new Uint8Array(image.truth.area.length), ofCell = new Uint8Array(visible.length);
+  for (let i = 0; i < image.over.length; i++) {
+    const t = image.pairs[4 * i], c = image.pairs[4 * i + 1];
+    if (!visible[c]) continue;
+    if (ofTruth[t]++ || ofCell[c]++) {
+      return LEVELS.map((level) => match(image, visible, level).reduce((n, partner) => n + (partner >= 0), 0));
+    }
+    reached[image.over[i]]++;
+  }
+  for (let k = LEVELS.length - 1; k >= 0; k--) reached[k] += reached[k + 1];
+  return reached.slice(1);
+}
+
 /** How one image fares: visible cells, and with truth TP at each level, precisions and their mean. */
 function examine(image, floors) {
   const visible = shown(image, floors);
   const found = visible.filter(Boolean).length;
   if (!image.truth) return { visible, found };
-  const tp = LEVELS.map((level) => match(image, visible, level).reduce((n, t) => n + (t >= 0), 0));
+  const tp = hits(image, visible);
   const cells = image.truth.area.length;
   const precision = tp.map((n) => (cells + found - n ? n / (cells + found - n) : 1));
   return { visible, found, tp, cells, precision, ap: mean(precision) };

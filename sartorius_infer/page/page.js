@@ -6,6 +6,7 @@ const state = {
 };
 const START = DATA.truth ? mean(DATA.images.map((image) => examine(image, DATA.floors).ap)) : NaN;
 let results = [];
+let mays = []; // for each image which of its cells may show, by the consensus
 let curves = []; // of the floors that `curvesOf` tells
 let curvesOf = "";
 const $ = (id) => document.getElementById(id);
@@ -27,14 +28,15 @@ function hundredths(value) {
   return +value.toFixed(2) === +value.toFixed(4) ? value.toFixed(2) : plain(value);
 }
 
-function slider(text, id, low, high, step, value, format, change) {
+function slider(text, id, called, low, high, step, value, format, change) {
   const told = element("output", { for: id }, format(value));
-  const input = element("input", { type: "range", id, min: low, max: high, step, value, oninput: () => {
+  const input = element("input", { type: "range", id, min: low, max: high, step, value, "aria-label": called, "aria-valuetext": format(value), oninput: () => {
     told.textContent = format(+input.value);
+    input.setAttribute("aria-valuetext", told.textContent);
     change(+input.value);
     refresh();
   } });
-  return element("label", {}, ...text, input, told);
+  return element("label", { title: called }, ...text, input, told);
 }
 
 function buildControls() {
@@ -47,7 +49,7 @@ function buildControls() {
     box.append(
       choice("match", swatch(HIT), "hits ", swatch(MISS), "misses (dashed) ", swatch(ALARM), "false alarms"),
       choice("class", "classes"),
-      slider(["IoU over"], "level", .5, .95, .05, state.level / 20, (v) => v.toFixed(2), (v) => { state.level = Math.round(v * 20); }),
+      slider(["IoU over"], "level", "IoU over which a found cell is a hit", .5, .95, .05, state.level / 20, (v) => v.toFixed(2), (v) => { state.level = Math.round(v * 20); }),
       element("label", {}, element("input", { type: "checkbox", id: "truth", ...(state.truth ? { checked: "" } : {}), onchange: (e) => { state.truth = e.target.checked; refresh(); } }),
         "all true outlines (white)"));
   }
@@ -56,7 +58,7 @@ function buildControls() {
     own.classList.add("of-class");
     const text = [own, name];
     if (!DATA.scored) { box.append(element("label", {}, ...text)); return; }
-    box.append(slider(text, `floor-${k + 1}`, 0, 1, .01, state.floors[k], hundredths, (v) => { state.floors[k] = v; }));
+    box.append(slider(text, `floor-${k + 1}`, `${name}: score threshold`, 0, 1, .01, state.floors[k], hundredths, (v) => { state.floors[k] = v; }));
   });
   if (DATA.scored) box.append(element("button", { type: "button", id: "reset", onclick: () => { state.floors = [...DATA.floors]; buildControls(); refresh(); $("reset").focus(); } }, "thresholds as they were"));
 }
@@ -84,15 +86,14 @@ function candidates(image) {
 /** What belongs to each class now: its images and the cells that may show in them. */
 function ofClass(label, visit) {
   DATA.images.forEach((image, i) => {
-    const may = candidates(image);
+    const may = mays[i];
     image.cells.label.forEach((own, c) => { if (own === label && may[c]) visit(image, i, c); });
   });
 }
 
-function scoreChart(name, label) {
+function scoreChart(name, label, hits) {
   const edges = Array.from({ length: 21 }, (_, i) => i / 20);
   const right = [], wrong = [];
-  const hits = DATA.images.map((image) => (image.truth ? match(image, candidates(image), state.level) : null));
   ofClass(label, (image, i, c) => (hits[i] && hits[i][c] >= 0 ? right : wrong).push(image.cells.score[c]));
   const series = DATA.truth
     ? [{ name: "hits", colour: HIT, counts: histogram(right, edges) }, { name: "false", colour: ALARM, counts: histogram(wrong, edges) }]
@@ -106,9 +107,13 @@ function areaChart(name, label) {
   const log = (area) => Math.log10(Math.max(area, 1));
   const found = [], truth = [];
   ofClass(label, (image, i, c) => { if (results[i].visible[c]) found.push(log(image.cells.area[c])); });
-  for (const image of DATA.images) if (image.truth && image.type === name) truth.push(...image.truth.area.map(log));
+  for (const { truth: known, type } of DATA.images) {
+    if (known) known.area.forEach((area, t) => { if ((known.types ? known.types[t] : type) === name) truth.push(log(area)); });
+  }
   const series = [{ name: "found", colour: DATA.colours[label - 1], counts: histogram(found, edges) }];
   const figure = bars(`${name}: areas of cells`, edges, series, { ticks: [1, 2, 3, 4], format: (v) => String(10 ** v), label: "area (pixels, log scale)" });
+  const outside = found.filter((v) => v < 1 || v >= 4).length;
+  if (outside) figure.append(element("p", { class: "hint" }, `outermost bars: with ${outside} below 10 or from 10,000 pixels on`));
   if (truth.length) figure.append(element("p", { class: "hint" }, `middle area: found ${middle(found)}, true ${middle(truth)} pixels`));
   return figure;
 }
@@ -134,15 +139,19 @@ function curveChart(title, series, xs) {
 function writeCharts() {
   const charts = $("charts");
   const made = [];
+  const hits = DATA.scored ? DATA.images.map((image, i) => (image.truth ? match(image, mays[i], state.level) : null)) : [];
   const labels = DATA.classes.map((_, k) => k + 1).filter((label) => DATA.images.some((image) => image.cells.label.includes(label)));
   if (DATA.truth && results.length) made.push(precisionChart());
   if (curvesOf === String(state.floors) && curves.length) made.push(curveChart("Score if one class's threshold moved", curves,
     { low: 0, high: 1, ticks: [0, .25, .5, .75, 1], format: plain, label: "score threshold" }));
   const areas = DATA.area_curves.map((c) => ({ ...c, at: c.points.find((p) => p[0] === c.chosen)[1] }));
-  if (areas.length) made.push(curveChart("Score if one class's minimum area moved", areas,
-    { low: 0, high: Math.max(...areas[0].points.map((p) => p[0])), ticks: [0, 50, 100, 150, 200], format: plain, label: "minimum area (pixels)" }));
+  if (areas.length) {
+    const high = Math.max(...areas.flatMap((c) => c.points.map((p) => p[0]))); // a chosen one may lie beyond the others'
+    made.push(curveChart("Score if one class's minimum area moved", areas,
+      { low: 0, high, ticks: ticksTo(high).filter((v) => v <= high), format: plain, label: "minimum area (pixels)" }));
+  }
   for (const label of labels) {
-    if (DATA.scored) made.push(scoreChart(DATA.classes[label - 1], label));
+    if (DATA.scored) made.push(scoreChart(DATA.classes[label - 1], label, hits));
     made.push(areaChart(DATA.classes[label - 1], label));
   }
   made.push(countTable(labels));
@@ -222,6 +231,11 @@ const near = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "300px" });
 
+// On paper there is no scrolling near: every picture has its cells.
+const afar = (act) => cards.forEach((card, i) => { if (!card.dataset.near) act(card.querySelector("canvas"), DATA.images[i]); });
+window.addEventListener("beforeprint", () => afar((canvas, image) => paint(canvas, image, state, true)));
+window.addEventListener("afterprint", () => afar((canvas) => { canvas.width = canvas.height = 0; }));
+
 function stage(image) {
   const picture = element("img", { src: image.picture, alt: "", decoding: "async" });
   return element("span", { class: "stage", style: `aspect-ratio: ${image.w} / ${image.h}` }, picture, element("canvas"));
@@ -255,6 +269,7 @@ function writeGallery() {
 function refresh() {
   document.body.dataset.mode = state.mode;
   results = DATA.images.map((image) => examine(image, state.floors));
+  mays = DATA.images.map(candidates);
   writeSummary();
   writeCharts();
   writeTable();

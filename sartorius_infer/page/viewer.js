@@ -1,9 +1,10 @@
 // One image, as large as one likes: wheel, fingers, keys or buttons; what is under the pointer is told.
 
-const view = { number: 0, scale: 1, x: 0, y: 0, fingers: new Map() };
+const view = { number: 0, scale: 1, least: .1, most: 40, x: 0, y: 0, read: -1, fingers: new Map() };
 
 function open(number) {
   view.number = number;
+  view.read = -1;
   if (!$("viewer").open) $("viewer").showModal();
   $("viewport").replaceChildren(stage(DATA.images[number]));
   drawViewer();
@@ -21,21 +22,23 @@ function place() {
   const image = DATA.images[view.number], shown = $("viewport").querySelector(".stage");
   shown.style.width = `${image.w}px`;
   shown.style.height = `${image.h}px`;
+  shown.style.setProperty("--scale", view.scale);
   shown.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.scale})`;
 }
 
 function fit() {
   const image = DATA.images[view.number], port = $("viewport");
   view.scale = Math.min(port.clientWidth / image.w, port.clientHeight / image.h);
+  [view.least, view.most] = [Math.min(.1, view.scale), Math.max(40, view.scale)];
   view.x = (port.clientWidth - image.w * view.scale) / 2;
   view.y = (port.clientHeight - image.h * view.scale) / 2;
-  $("told").textContent = "Wheel, pinch or + and - zoom; drag or Shift and arrows move; arrows change the image; point at a cell to read it.";
+  $("told").textContent = "Wheel, pinch or + and - zoom; drag or Shift and arrows move; arrows change the image; point at a cell to read it, or n and p for the next and the previous.";
   place();
 }
 
 /** Zoom so that the point (x, y) of the viewport stays where it is. */
 function zoom(factor, x = $("viewport").clientWidth / 2, y = $("viewport").clientHeight / 2) {
-  const scale = Math.min(40, Math.max(.1, view.scale * factor));
+  const scale = Math.min(view.most, Math.max(view.least, view.scale * factor));
   view.x = x - (x - view.x) * (scale / view.scale);
   view.y = y - (y - view.y) * (scale / view.scale);
   view.scale = scale;
@@ -48,12 +51,55 @@ function step(by) {
   open(wanted[(at + by + wanted.length) % wanted.length]);
 }
 
+/** What can be read in turn: the visible found cells, then the missed ones where those are drawn. */
+function readable(image) {
+  const { visible } = results[view.number];
+  const cells = visible.flatMap((shows, cell) => (shows ? [{ cell, truth: -1 }] : []));
+  if (!image.truth || state.mode !== "match") return cells;
+  const hit = new Set(match(image, visible, state.level));
+  return [...cells, ...image.truth.area.flatMap((_, truth) => (hit.has(truth) ? [] : [{ cell: -1, truth }]))];
+}
+
+/** Tell the next cell, or the previous one, with it ringed in the middle of the view. */
+function read(by) {
+  const image = DATA.images[view.number], some = readable(image);
+  if (!some.length) { $("told").textContent = "no cells"; return; }
+  view.read = view.read < 0 && by < 0 ? some.length - 1 : (view.read + by + some.length) % some.length;
+  const { cell, truth } = some[view.read];
+  const { runs } = cell >= 0 ? shapes(image).cells[cell] : shapes(image).truth[truth];
+  const words = [`${view.read + 1} of ${some.length}`, ...wordsOf(image, cell, truth)];
+  const port = $("viewport"), shown = port.querySelector(".stage");
+  shown.querySelectorAll(".ring").forEach((ring) => ring.remove());
+  if (runs.length) {
+    const { left, top, width, height } = boxOf(runs, image.w);
+    words.push(`middle x ${Math.floor(left + width / 2) * image.step}, y ${Math.floor(top + height / 2) * image.step}`);
+    shown.append(element("span", { class: "ring", style: `left: ${left}px; top: ${top}px; width: ${width}px; height: ${height}px` }));
+    view.x = port.clientWidth / 2 - (left + width / 2) * view.scale;
+    view.y = port.clientHeight / 2 - (top + height / 2) * view.scale;
+    place();
+  }
+  $("told").textContent = words.join("; ");
+}
+
+function boxOf(runs, across) {
+  let left = across, right = 0, top = Infinity, bottom = 0;
+  for (let i = 0; i < runs.length; i += 2) {
+    const first = runs[i], last = first + runs[i + 1] - 1;
+    const up = Math.floor(first / across), down = Math.floor(last / across);
+    left = Math.min(left, up < down ? 0 : first % across);
+    right = Math.max(right, up < down ? across : last % across + 1);
+    top = Math.min(top, up);
+    bottom = Math.max(bottom, down + 1);
+  }
+  return { left, top, width: right - left, height: bottom - top };
+}
+
 function pan(x, y) { view.x += x; view.y += y; place(); }
 
 const ACTIONS = {
-  previous: () => step(-1), next: () => step(1), in: () => zoom(1.4), out: () => zoom(1 / 1.4), fit, close: () => $("viewer").close(),
+  previous: () => step(-1), next: () => step(1), in: () => zoom(1.4), out: () => zoom(1 / 1.4), fit, nextCell: () => read(1), previousCell: () => read(-1), close: () => $("viewer").close(),
 };
-const KEYS = { ArrowLeft: "previous", ArrowRight: "next", "+": "in", "=": "in", "-": "out", 0: "fit" };
+const KEYS = { ArrowLeft: "previous", ArrowRight: "next", "+": "in", "=": "in", "-": "out", 0: "fit", n: "nextCell", p: "previousCell" };
 const PANS = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
 
 function tell(event) {
@@ -61,9 +107,14 @@ function tell(event) {
   const x = Math.floor((event.clientX - port.left - view.x) / view.scale);
   const y = Math.floor((event.clientY - port.top - view.y) / view.scale);
   if (x < 0 || y < 0 || x >= image.w || y >= image.h) return;
+  const { cell, truth } = cellAt(image, results[view.number].visible, x, y);
+  $("told").textContent = [`x ${x * image.step}, y ${y * image.step}`, ...wordsOf(image, cell, truth)].join("; ");
+}
+
+/** What there is to say of a found cell and of a true one; -1 for none. */
+function wordsOf(image, cell, truth) {
   const { visible } = results[view.number];
-  const { cell, truth } = cellAt(image, visible, x, y);
-  const words = [`x ${x * image.step}, y ${y * image.step}`];
+  const words = [];
   if (cell >= 0) {
     words.push(`found ${DATA.classes[image.cells.label[cell] - 1]}, ${image.cells.area[cell]} pixels`);
     if (DATA.scored) words.push(`score ${image.cells.score[cell].toFixed(3)}`);
@@ -74,7 +125,7 @@ function tell(event) {
     const best = bestIou(image, (t, c) => t === truth && visible[c]);
     words.push(`true cell, ${image.truth.area[truth]} pixels, ${best ? `found with IoU ${best.toFixed(3)}` : "not found with an IoU over 0.5"}`);
   }
-  $("told").textContent = words.join("; ");
+  return words;
 }
 
 function bestIou(image, wanted) {
