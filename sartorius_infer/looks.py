@@ -1,8 +1,10 @@
 """What can be looked at: cells that some score threshold shows, from a submission or from predictions.
 
 Cells claim pixels by falling score, so those that a threshold leaves are, within one class, the first of
-those that no threshold leaves: one set of candidates answers for every threshold. Two cases are nearly,
-not wholly, so: classes that compete for pixels (consensus off), and edge thresholds below a class's own.
+those that no threshold leaves: one set of candidates answers for every threshold. Three cases are nearly,
+not wholly, so: classes that compete for pixels (consensus off), edge thresholds below a class's own, and,
+of the latter, an image in which only edge cells show, since nobody votes: those of two classes may share
+pixels.
 """
 
 from __future__ import annotations

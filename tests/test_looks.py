@@ -192,6 +192,17 @@ def test_second_exception_a_low_inner_cell_holds_the_pixels_of_a_lower_edge_cell
     assert shown == []
 
 
+def test_third_exception_edge_cells_of_two_classes_share_pixels_where_nobody_votes() -> None:
+    """With a consensus classes claim apart; without a vote there is no leading one, and both show."""
+    prediction = drawn_prediction("##... ##... ..... ..... .....", "##... ##... ..... ..... .....",
+                                  scores=[0.4, 0.3], labels=[1, 2])  # fmt: skip
+    rule = ClassRule(score=0.5, edge=EdgeThresholds(score=0.2, min_area=0))
+    rules = Rules(per_class=dict.fromkeys(CLASSES, rule), consensus="count", overlap_survival=0.5)
+    shown, made = both(prediction, rules, (0.5, 0.5, 0.5))
+    assert [cell[1] for cell in made] == [1]
+    assert sorted(cell[1] for cell in shown) == [1, 2]
+
+
 def test_edge_cells_with_thresholds_of_their_own_stay_at_any_class_threshold() -> None:
     prediction = drawn_prediction("#.... #.... ..... ..... .....", "..... ..... ..... ...#. ...#.",
                                   "..... ..##. ..##. ..... .....", scores=[0.6, 0.4, 0.9])  # fmt: skip
