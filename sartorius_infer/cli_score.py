@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sartorius_infer.cli_predict import OK
+from sartorius_infer.errors import TruthError
 
 if TYPE_CHECKING:
     from sartorius_infer.scoring import Score
@@ -56,7 +57,10 @@ def score_command(arguments: argparse.Namespace) -> int:
         content["coco"] = {name: None if value != value else value for name, value in measures.items()}
     if arguments.against:
         other = score(truth, read_found(arguments.against, truth))
-        compared = compare(result, other)
+        try:
+            compared = compare(result, other)
+        except TruthError as error:
+            raise TruthError(f"{arguments.against}: {error}") from None
         verdict = "a real difference" if compared.is_real else "within the noise of these images"
         print(
             f"against   {other.mean:.4f} of {arguments.against}: {compared.difference:+.4f}, 95 % interval "

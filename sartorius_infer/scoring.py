@@ -132,9 +132,12 @@ def read_found(path: Path, truth: Mapping[str, TrueImage]) -> dict[str, list[Fou
     """The cells of a submission.csv, or of COCO results (`.json`), by image; sizes are the truth's.
 
     COCO results name no image without cells: then every image of the truth counts. Raises
-    SubmissionError, naming file, line or image, and TruthError for an image without truth.
+    SubmissionError, naming file, line or image, and TruthError for an image without truth, or no image.
     """
-    return read_cells(path, {image_id: image.size_hw for image_id, image in truth.items()}, "of the truth")
+    sizes = {image_id: image.size_hw for image_id, image in truth.items()}
+    if found := read_cells(path, sizes, "of the truth"):
+        return found
+    raise TruthError(f"{path}: expected a submission with at least one image, found none")
 
 
 def read_cells(

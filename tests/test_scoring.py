@@ -206,6 +206,7 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
 BROKEN: list[tuple[str, str, type[Exception], str]] = [
     ("submission.csv", "id,predicted\nnobody,1 1\n", TruthError, "line 2"),
     ("submission.csv", "id,predicted\ni0,99999 5\n", SubmissionError, "line 2: i0"),
+    ("submission.csv", "id,predicted\n", TruthError, "at least one image"),
     ("submission.csv", "id;predicted\n", SubmissionError, "columns"),
     ("results.json", "[{}]", SubmissionError, "COCO results"),
     ("results.json", "{", SubmissionError, "COCO results"),
@@ -276,3 +277,13 @@ def test_json_of_coco_measures_that_are_not_there_is_json(tmp_path: Path) -> Non
     assert main([str(word) for word in words]) == 0
     assert "NaN" not in out.read_text()
     assert json.loads(out.read_text())["coco"]["AP large"] is None
+
+
+def test_a_comparison_of_other_images_names_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, submission, _ = write_case(tmp_path)
+    (tmp_path / "other.csv").write_text("id,predicted\ni0,\n")
+    words = ("score", "--truth", train, "--submission", submission, "--against", tmp_path / "other.csv")
+    assert main([str(word) for word in words]) == 1
+    assert f"error: {tmp_path / 'other.csv'}: expected two submissions" in capsys.readouterr().err
