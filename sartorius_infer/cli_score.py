@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sartorius_infer.cli_predict import OK
+from sartorius_infer.errors import TruthError
 
 if TYPE_CHECKING:
     from sartorius_infer.scoring import Score
@@ -50,11 +51,16 @@ def score_command(arguments: argparse.Namespace) -> int:
     if arguments.coco:
         from sartorius_infer.coco_score import coco_summary
 
-        content["coco"] = coco_summary(truth, found)
-        print("coco      " + ", ".join(f"{name} {value:.3f}" for name, value in content["coco"].items()))
+        measures = coco_summary(truth, found)
+        print("coco      " + ", ".join(f"{name} {value:.3f}" for name, value in measures.items()))
+        # JSON has no NaN, and most of what reads it takes none.
+        content["coco"] = {name: None if value != value else value for name, value in measures.items()}
     if arguments.against:
         other = score(truth, read_found(arguments.against, truth))
-        compared = compare(result, other)
+        try:
+            compared = compare(result, other)
+        except TruthError as error:
+            raise TruthError(f"{arguments.against}: {error}") from None
         verdict = "a real difference" if compared.is_real else "within the noise of these images"
         print(
             f"against   {other.mean:.4f} of {arguments.against}: {compared.difference:+.4f}, 95 % interval "
@@ -83,7 +89,9 @@ def _print_score(result: Score, known: int, interval: tuple[float, float]) -> No
     print(f"cells     {true} true, {found} found; {true / count:.0f} and {found / count:.0f} an image")
     for name, part in result.by_type().items():
         true, found = (sum(getattr(i, n) for i in part.images) for n in ("true_cells", "found_cells"))
-        print(f"  {name or 'untold':8}{part.mean:.4f}, {len(part.images)} images, {true} true, {found} found")
+        print(
+            f"  {name or 'untold':7} {part.mean:.4f}, {len(part.images)} images, {true} true, {found} found"
+        )
     print("IoU over  " + " ".join(f"{t:6.2f}" for t in THRESHOLDS))
     print("precision " + " ".join(f"{p:6.3f}" for p in result.by_threshold()))
     for name, values in zip(("TP", "FP", "FN"), result.counts(), strict=True):

@@ -137,7 +137,7 @@ def _found(submission: Path, files: dict[str, ImageFile]) -> tuple[Found, dict[s
 
 def _saved(arguments: argparse.Namespace) -> tuple[Manifest, list[Prediction]]:
     """The manifest whose rules hold, and the predictions, by image."""
-    from sartorius_infer.predictions import load_prediction
+    from sartorius_infer.predictions import load_prediction, require_classes
 
     manifest = _manifest(arguments)
     files = sorted(arguments.predictions.glob("*.npz"))
@@ -145,12 +145,7 @@ def _saved(arguments: argparse.Namespace) -> tuple[Manifest, list[Prediction]]:
         raise PredictionError(f"{arguments.predictions}: expected saved predictions (.npz), found none")
     predictions = [load_prediction(file) for file in files]
     for prediction in predictions:
-        count = prediction.evidence.shape[1]
-        if count != len(manifest.classes):
-            raise PredictionError(
-                f"{arguments.predictions}: {prediction.image_id}: expected {len(manifest.classes)} classes, "
-                f"as the manifest has, found {count}"
-            )
+        require_classes(prediction, len(manifest.classes), arguments.predictions)
     return manifest, predictions
 
 

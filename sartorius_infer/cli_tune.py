@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from sartorius_infer.errors import ManifestError, TruthError
 
 if TYPE_CHECKING:
     from sartorius_infer.choices import Choice
+    from sartorius_infer.ensemble import Ensemble
+    from sartorius_infer.images import ImageFile
     from sartorius_infer.manifest import Manifest
     from sartorius_infer.trials import Example
     from sartorius_infer.tuning import Tuned
@@ -82,23 +84,40 @@ def _examples(arguments: argparse.Namespace) -> tuple[dict[str, Any], Manifest, 
     """The manifest's JSON with paths as seen from --out, the manifest, and annotated predictions."""
     from sartorius_infer.trials import Example
     from sartorius_infer.truth import read_truth
+    from sartorius_infer.tuning import require_folds
 
     truth = read_truth(arguments.truth)
-    load = _run_networks if arguments.predictions is None else _load_predictions
-    manifest, images = load(arguments)
-    ids = [members[0].image_id for members in images]
-    if unknown := [image_id for image_id in ids if image_id not in truth]:
-        raise TruthError(f"{arguments.truth}: expected the truth of every image, found none of {unknown[0]}")
+    images: Iterable[tuple[Prediction, ...]]
+    if arguments.predictions is None:
+        ensemble, files = _networks(arguments)
+        manifest, ids, images = ensemble.manifest, [file.id for file in files], _look(ensemble, files)
+    else:
+        manifest, images = _load_predictions(arguments)
+        ids = [members[0].image_id for members in images]
+    # Before any network runs, for that takes long.
     content = manifest.model_dump(mode="json", by_alias=True, exclude_unset=True)
     _relocate(content, _folder(arguments.weights), arguments.out)
+    _require_place(arguments.out)
+    if unknown := [image_id for image_id in ids if image_id not in truth]:
+        raise TruthError(f"{arguments.truth}: expected the truth of every image, found none of {unknown[0]}")
+    require_folds(len(ids), arguments.folds, arguments.seed)
     return content, manifest, [Example(m, truth[i]) for i, m in zip(ids, images, strict=True)]
+
+
+def _require_place(out: Path) -> None:
+    """Raise ManifestError unless `out` can be written."""
+    folder = out.resolve().parent
+    if out.is_dir():
+        raise ManifestError(f"{out}: expected --out to be a file, found a folder")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ManifestError(f"{out}: expected --out in a folder that can be written, found none at {folder}")
 
 
 def _load_predictions(arguments: argparse.Namespace) -> tuple[Manifest, list[tuple[Prediction, ...]]]:
     """The manifest, and for each image what was saved: of the ensemble, or of each member."""
     from sartorius_infer.ensemble import find_weights
     from sartorius_infer.manifest import load_manifest
-    from sartorius_infer.predictions import load_members, match_folders
+    from sartorius_infer.predictions import load_members, match_folders, require_classes
 
     found = find_weights(arguments.weights)
     if not isinstance(found, Path):
@@ -110,31 +129,39 @@ def _load_predictions(arguments: argparse.Namespace) -> tuple[Manifest, list[tup
         folders = match_folders(folders, names)
         for name, folder in zip(names, folders, strict=True):
             print(f"network   {name}: {folder}")
-    return manifest, load_members(folders)
+    images = load_members(folders)
+    for members in images:
+        for prediction, folder in zip(members, folders, strict=True):
+            require_classes(prediction, len(manifest.classes), folder)
+    return manifest, images
 
 
-def _run_networks(arguments: argparse.Namespace) -> tuple[Manifest, list[tuple[Prediction, ...]]]:
-    """The manifest, and for each image what each member sees by itself, in all views."""
-    from dataclasses import replace
-
-    from tqdm import tqdm
-
+def _networks(arguments: argparse.Namespace) -> tuple[Ensemble, tuple[ImageFile, ...]]:
+    """The ensemble, and the images that it will see."""
     from sartorius_infer.device import keep_memory, resolve_device, resolve_precision
     from sartorius_infer.ensemble import load_ensemble
-    from sartorius_infer.images import find_images, read_image
-    from sartorius_infer.passes import predict
+    from sartorius_infer.images import find_images
 
     load_plugins(arguments)
     files = find_images(arguments.images)
     device = resolve_device(arguments.device)
     keep_memory(device)
-    ensemble = load_ensemble(arguments.weights, device, resolve_precision("auto", device))
+    return load_ensemble(arguments.weights, device, resolve_precision("auto", device)), files
+
+
+def _look(ensemble: Ensemble, files: Sequence[ImageFile]) -> Iterator[tuple[Prediction, ...]]:
+    """For each image what each member sees by itself, in all views."""
+    from dataclasses import replace
+
+    from tqdm import tqdm
+
+    from sartorius_infer.images import read_image
+    from sartorius_infer.passes import predict
+
     alone = [replace(ensemble, members=(member,)) for member in ensemble.members]
-    found = []
     for file in tqdm(files, unit=" image", desc="predict", dynamic_ncols=True):
         image = read_image(file)
-        found.append(tuple(predict(one, [image])[0] for one in alone))
-    return ensemble.manifest, found
+        yield tuple(predict(one, [image])[0] for one in alone)
 
 
 def _folder(weights: Sequence[Path]) -> Path:
@@ -175,7 +202,7 @@ def _report(manifest: Manifest, start: Choice, tuned: Tuned) -> None:
 def _report_rules(manifest: Manifest, chosen: Choice) -> None:
     for name in manifest.classes:
         old, new = manifest.rules.of(name), chosen.rules.of(name)
-        print(f"  {name:8}" + ", ".join(_changes(old.model_dump(), new.model_dump())))
+        print(f"  {name:7} " + ", ".join(_changes(old.model_dump(), new.model_dump())))
     shared = {"per_class", "paste"}
     before, after = (r.model_dump(exclude=shared) for r in (manifest.rules, chosen.rules))
     print("  all     " + ", ".join(_changes(before, after)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -38,15 +39,8 @@ def coco_summary(truth: Mapping[str, TrueImage], found: Found) -> dict[str, floa
         for i, n in ids.items()
         for cell in found[i]
     ]
-    if not results:
-        return dict.fromkeys(("AP", "AP50", "AP75", *(f"AP {name}" for name in AREAS[1:])), 0.0)
-    for number, entry in enumerate(true, start=1):
-        entry["id"] = number
     with redirect_stdout(io.StringIO()):  # pycocotools tells its progress there
-        known = COCO()
-        known.dataset = {"images": images, "annotations": true, "categories": [{"id": 1, "name": "cell"}]}
-        known.createIndex()
-        evaluation = COCOeval(known, known.loadRes(results), "segm")
+        evaluation = COCOeval(_as_coco(images, true), _as_coco(images, results), "segm")
         evaluation.params.maxDets = [max(len(cells) for cells in found.values())]
         evaluation.evaluate()
         evaluation.accumulate()
@@ -59,12 +53,21 @@ def coco_summary(truth: Mapping[str, TrueImage], found: Found) -> dict[str, floa
     }
 
 
+def _as_coco(images: list[dict[str, int]], cells: list[dict[str, Any]]) -> COCO:
+    """Not by `loadRes`, which takes no empty list, and a box's area for the mask's where there is a box."""
+    for number, cell in enumerate(cells, start=1):
+        cell["id"] = number
+    coco = COCO()
+    coco.dataset = {"images": images, "annotations": cells, "categories": [{"id": 1, "name": "cell"}]}
+    coco.createIndex()
+    return coco
+
+
 def _shape(mask: Mask, size_hw: tuple[int, int]) -> dict[str, object]:
     pixels = np.zeros(size_hw, np.uint8)
     pixels.ravel()[run_pixels(*mask)] = 1
     packed = coco_mask.encode(np.asfortranarray(pixels))
-    area, bbox = float(coco_mask.area(packed)), [float(v) for v in coco_mask.toBbox(packed)]
-    return {"segmentation": packed, "area": area, "bbox": bbox}
+    return {"segmentation": packed, "area": float(coco_mask.area(packed))}
 
 
 def _mean(values: Float64) -> float:

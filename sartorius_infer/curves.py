@@ -104,7 +104,7 @@ def save_plot(drawn: Sequence[Curve], path: Path) -> None:
     axes[0][0].set_ylabel("score (mean average precision)")
     figure.suptitle("Score on all annotated images against one setting, the others as chosen (dots)")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
     pyplot.close(figure)
 
 

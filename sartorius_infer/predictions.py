@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,15 @@ def load_members(folders: Sequence[Path]) -> list[tuple[Prediction, ...]]:
     return [tuple(load_prediction(folder / f"{i}.npz") for folder in folders) for i in everything]
 
 
+def require_classes(prediction: Prediction, count: int, source: Path) -> None:
+    """Raise PredictionError, naming the folder `source`, unless the prediction is of `count` classes."""
+    found = prediction.evidence.shape[1]
+    if found != count:
+        raise PredictionError(
+            f"{source}: {prediction.image_id}: expected {count} classes, as the manifest has, found {found}"
+        )
+
+
 def match_folders(folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
     """The folder of each of the networks with these names, in their order.
 
@@ -99,11 +109,12 @@ def match_folders(folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
         if folder in called[:index]:
             raise PredictionError(f"{folders[index]}: expected each folder once, found it again")
     own: dict[str, Path] = {}
-    for path, folder in zip(called, folders, strict=True):
-        if path.name in own:
-            raise PredictionError(f"{folder}: expected one folder for {path.name!r}, found two")
-        if path.name in names:
-            own[path.name] = folder
+    for folder in folders:
+        name = Path(os.path.abspath(folder)).name  # of a link its own name, not that of what it leads to
+        if name in own:
+            raise PredictionError(f"{folder}: expected one folder for {name!r}, found two")
+        if name in names:
+            own[name] = folder
     rest = iter([folder for folder in folders if folder not in own.values()])
     return [own[name] if name in own else next(rest) for name in names]
 

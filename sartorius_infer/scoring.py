@@ -104,16 +104,17 @@ def bootstrap(values: Float64, seed: int = 0) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much better one submission is than another on the same images, with a 95 % interval."""
+    """How much better one submission is than another on the same `images`, with a 95 % interval."""
 
     difference: float
     low: float
     high: float
+    images: int
 
     @property
     def is_real(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves out zero; never of one image, which says nothing of others."""
+        return self.images > 1 and (self.low > 0 or self.high < 0)
 
 
 def compare(one: Score, other: Score, seed: int = 0) -> Comparison:
@@ -124,16 +125,19 @@ def compare(one: Score, other: Score, seed: int = 0) -> Comparison:
         raise TruthError(f"expected two submissions of the same images, found {', '.join(odd[:5])} in one")
     differences = one.aps - other.aps
     low, high = bootstrap(differences, seed)
-    return Comparison(float(differences.mean()), low, high)
+    return Comparison(float(differences.mean()), low, high, len(ids))
 
 
 def read_found(path: Path, truth: Mapping[str, TrueImage]) -> dict[str, list[FoundCell]]:
     """The cells of a submission.csv, or of COCO results (`.json`), by image; sizes are the truth's.
 
     COCO results name no image without cells: then every image of the truth counts. Raises
-    SubmissionError, naming file, line or image, and TruthError for an image without truth.
+    SubmissionError, naming file, line or image, and TruthError for an image without truth, or no image.
     """
-    return read_cells(path, {image_id: image.size_hw for image_id, image in truth.items()}, "of the truth")
+    sizes = {image_id: image.size_hw for image_id, image in truth.items()}
+    if found := read_cells(path, sizes, "of the truth"):
+        return found
+    raise TruthError(f"{path}: expected a submission with at least one image, found none")
 
 
 def read_cells(

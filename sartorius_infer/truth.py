@@ -180,7 +180,11 @@ def read_class_maps(folder: Path, files: Sequence[Path]) -> TrueImage:
 
     The cell type is the file's stem where one class alone has cells. Raises TruthError.
     """
-    maps = {file.stem: _read_labels(file) for file in files}
+    maps: dict[str, Int32] = {}
+    for file in files:
+        if file.stem in maps:
+            raise TruthError(f"{file}: expected one label map of each class, found two of {file.stem}")
+        maps[file.stem] = _read_labels(file)
     sizes = {_hw(labels) for labels in maps.values()}
     if len(sizes) > 1:
         raise TruthError(f"{folder}: expected label maps of one size, found {sorted(sizes)}")
@@ -206,7 +210,8 @@ def _read_labels(path: Path) -> Int32:
     if pages > 1:
         raise TruthError(f"{path}: expected a label map, found a stack of {pages}")
     whole = labels.dtype.kind in "iub" or bool((labels == labels.round()).all())
-    if labels.ndim != 2 or not whole or labels.min(initial=0) < 0:
+    whole = whole and labels.min(initial=0) >= 0 and float(labels.max(initial=0)) < 2**31
+    if labels.ndim != 2 or not whole:
         raise TruthError(f"{path}: expected whole numbers (H, W) from 0, found {labels.dtype} {labels.shape}")
     return labels.astype(np.int32)
 

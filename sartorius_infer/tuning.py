@@ -8,7 +8,7 @@ on those that it saw.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,7 +22,10 @@ MOST_ROUNDS = 6
 
 
 def search(scorer: Scorer, start: Choice, which: Int64) -> Choice:
-    """What scores best on the examples numbered `which`, from `start`; ties keep what is."""
+    """What scores best on the examples numbered `which`, from `start`; ties keep what is.
+
+    Where one member alone is left with a vote, the fusion is that of `start`: no score spoke for another.
+    """
     chosen, best = start, float(scorer(start, which).mean())
     for fine in (False, True):
         for _ in range(MOST_ROUNDS):
@@ -34,7 +37,8 @@ def search(scorer: Scorer, start: Choice, which: Int64) -> Choice:
                         chosen, best = candidate, score
             if best <= before + 1e-9:
                 break
-    return chosen
+    alone = sum(weight > 0 for weight in chosen.weights) == 1
+    return replace(chosen, fusion=start.fusion) if alone else chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +65,10 @@ def tune(scorer: Scorer, start: Choice, folds: int = 5, seed: int = 0,
          on_fold: Callable[[int], None] = lambda fold: None) -> Tuned:  # fmt: skip
     """Choose on all examples, and judge the choice on images that it did not see.
 
-    Folds hold whole images, each cell type spread over them. Raises TruthError for fewer images than
-    folds, and for fewer than two folds.
+    Folds hold whole images, each cell type spread over them. Raises TruthError as `require_folds` does.
     """
     count = len(scorer.examples)
-    if folds < 2 or count < folds:
-        raise TruthError(
-            f"expected at least {max(folds, 2)} annotated images for {folds} folds, found {count}"
-        )
+    require_folds(count, folds, seed)
     fold_of = _folds([example.truth.cell_type for example in scorer.examples], folds, seed)
     base = scorer(start)
     unseen = np.zeros(count)
@@ -79,7 +79,7 @@ def tune(scorer: Scorer, start: Choice, folds: int = 5, seed: int = 0,
     everything = np.arange(count)
     chosen = search(scorer, start, everything)
     low, high = bootstrap(unseen - base, seed)
-    gain = Comparison(float((unseen - base).mean()), low, high)
+    gain = Comparison(float((unseen - base).mean()), low, high, count)
     return Tuned(
         chosen,
         float(base.mean()),
@@ -90,6 +90,16 @@ def tune(scorer: Scorer, start: Choice, folds: int = 5, seed: int = 0,
         folds,
         seed,
     )
+
+
+def require_folds(count: int, folds: int, seed: int) -> None:
+    """Raise TruthError for fewer images than folds, fewer than two folds, or a seed below 0."""
+    if folds < 2 or count < folds:
+        raise TruthError(
+            f"expected at least {max(folds, 2)} annotated images for {folds} folds, found {count}"
+        )
+    if seed < 0:
+        raise TruthError(f"expected a seed of 0 or more, found {seed}")
 
 
 def _folds(types: Sequence[str], folds: int, seed: int) -> Int64:

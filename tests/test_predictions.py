@@ -14,7 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sartorius_infer.errors import PredictionError
-from sartorius_infer.predictions import load_members, load_prediction, match_folders, save_prediction
+from sartorius_infer.predictions import (
+    load_members,
+    load_prediction,
+    match_folders,
+    require_classes,
+    save_prediction,
+)
 from sartorius_infer.types import Prediction
 
 ARRAYS = {
@@ -229,3 +235,20 @@ def test_folders_that_fit_no_networks() -> None:
         with pytest.raises(PredictionError, match=said):
             match_folders([Path(folder) for folder in folders.split()], ("a", "b"))
     assert match_folders([], []) == []
+
+
+def test_a_link_to_a_folder_goes_by_its_own_name(tmp_path: Path) -> None:
+    for name, target in (("one", "x"), ("two", "y")):
+        (tmp_path / target).mkdir()
+        (tmp_path / name).symlink_to(tmp_path / target)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert match_folders([two, one], ("one", "two")) == [one, two]
+    with pytest.raises(PredictionError, match="each folder once"):
+        match_folders([one, tmp_path / "x"], ("one", "two"))
+
+
+def test_other_classes_than_the_manifests_are_named(tmp_path: Path) -> None:
+    seen = some()
+    require_classes(seen, 3, tmp_path)
+    with pytest.raises(PredictionError, match=r"expected 2 classes, as the manifest has, found 3"):
+        require_classes(seen, 2, tmp_path)

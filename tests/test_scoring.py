@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
+from sartorius_infer.cli import main
+from sartorius_infer.coco_score import coco_summary
 from sartorius_infer.errors import SubmissionError, TruthError
 from sartorius_infer.metric import THRESHOLDS
 from sartorius_infer.rle import encode_label_map
-from sartorius_infer.scoring import bootstrap, compare, read_found, score
+from sartorius_infer.scoring import FoundCell, bootstrap, compare, read_found, score
 from sartorius_infer.submission import CocoWriter, SubmissionWriter
 from sartorius_infer.truth import TrueImage, read_truth
 from sartorius_infer.types import Instances, Int32
@@ -204,6 +206,7 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
 BROKEN: list[tuple[str, str, type[Exception], str]] = [
     ("submission.csv", "id,predicted\nnobody,1 1\n", TruthError, "line 2"),
     ("submission.csv", "id,predicted\ni0,99999 5\n", SubmissionError, "line 2: i0"),
+    ("submission.csv", "id,predicted\n", TruthError, "at least one image"),
     ("submission.csv", "id;predicted\n", SubmissionError, "columns"),
     ("results.json", "[{}]", SubmissionError, "COCO results"),
     ("results.json", "{", SubmissionError, "COCO results"),
@@ -242,3 +245,45 @@ def test_one_line_on_an_error(tmp_path: Path) -> None:
     assert run.stderr.startswith("error: ")
     assert len(run.stderr.splitlines()) == 1
     assert command("--truth", train).returncode == 2
+
+
+def test_one_image_is_no_real_difference() -> None:
+    cell = (np.array([0]), np.array([9]))
+    truth = {i: TrueImage(i, SIZE, "", (cell,)) for i in "ab"}
+    found, nothing = {i: [FoundCell(cell)] for i in "ab"}, {i: [] for i in "ab"}
+    assert compare(score(truth, found), score(truth, nothing)).is_real
+    one, other = score(truth, {"a": found["a"]}), score(truth, {"a": []})
+    assert compare(one, other).difference == 1
+    assert not compare(one, other).is_real
+
+
+def test_coco_areas_are_of_masks_not_of_boxes() -> None:
+    thin = (np.arange(40) * 161, np.full(40, 4))  # 160 pixels, its box 43 x 40
+    true = (np.array([0]), np.array([50]))
+    truth = {"a": TrueImage("a", (60, 160), "", (true,))}
+    found = {"a": [FoundCell(thin, 0.9), FoundCell(true, 0.5)]}
+    summary = coco_summary(truth, found)
+    assert summary["AP small"] == pytest.approx(0.5), "a false small cell comes first"
+    assert np.isnan(summary["AP large"])
+    nothing = coco_summary(truth, {"a": []})
+    assert nothing["AP"] == nothing["AP small"] == 0
+    assert np.isnan(nothing["AP large"]), "found nothing, where nothing is"
+
+
+def test_json_of_coco_measures_that_are_not_there_is_json(tmp_path: Path) -> None:
+    train, submission, _ = write_case(tmp_path)
+    out = tmp_path / "s.json"
+    words = ("score", "--truth", train, "--submission", submission, "--coco", "--json", out)
+    assert main([str(word) for word in words]) == 0
+    assert "NaN" not in out.read_text()
+    assert json.loads(out.read_text())["coco"]["AP large"] is None
+
+
+def test_a_comparison_of_other_images_names_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, submission, _ = write_case(tmp_path)
+    (tmp_path / "other.csv").write_text("id,predicted\ni0,\n")
+    words = ("score", "--truth", train, "--submission", submission, "--against", tmp_path / "other.csv")
+    assert main([str(word) for word in words]) == 1
+    assert f"error: {tmp_path / 'other.csv'}: expected two submissions" in capsys.readouterr().err

@@ -308,3 +308,15 @@ def test_two_truths_of_an_image_and_two_sizes_are_named(tmp_path: Path) -> None:
     label_map(tmp_path / "a.png", [[1]])
     with pytest.raises(TruthError, match=r"a.png: expected one truth of each image, found two of a"):
         read_label_maps(tmp_path)
+
+
+def test_two_label_maps_of_a_class_and_labels_beyond_counting_are_named(tmp_path: Path) -> None:
+    label_map(tmp_path / "a" / "class1.png", [[1]])
+    label_map(tmp_path / "a" / "class1.tif", [[0]])
+    with pytest.raises(TruthError, match=r"class1.tif: expected one label map of each class, found two"):
+        read_label_maps(tmp_path)
+    (tmp_path / "a" / "class1.png").unlink()
+    for label in (float("inf"), 2.0**31):
+        label_map(tmp_path / "a" / "class1.tif", [[label]], "float32")  # type: ignore[list-item]
+        with pytest.raises(TruthError, match=r"class1.tif: expected whole numbers"):
+            read_label_maps(tmp_path)

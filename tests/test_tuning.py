@@ -15,9 +15,10 @@ from factories import random_prediction
 from tiny import write_image, write_tiny
 
 from sartorius_infer.choices import Choice
+from sartorius_infer.cli import main
 from sartorius_infer.errors import TruthError
 from sartorius_infer.instances import build_instances
-from sartorius_infer.manifest import load_manifest
+from sartorius_infer.manifest import Fusion, load_manifest
 from sartorius_infer.predictions import save_prediction
 from sartorius_infer.rle import encode_label_map, split_label_map
 from sartorius_infer.rules import ClassRule, Rules
@@ -188,3 +189,49 @@ def test_one_line_on_an_error(case: tuple[Path, Path, Path], tmp_path: Path) -> 
         assert run.returncode == 1
         assert said in run.stderr
         assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_a_member_that_is_left_alone_keeps_the_fusion_that_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def coordinates(*_: Any) -> list[tuple[str, Any]]:
+        moved = Choice(HIDDEN, Fusion(iou=0.3), (1.0, 0.0))
+        return [("both", lambda choice: iter((moved,)))]
+
+    monkeypatch.setattr("sartorius_infer.tuning.coordinates", coordinates)
+    start = Choice(HIDDEN, Fusion(iou=0.7), (1.0, 1.0))
+    found = search(Scorer(examples(4, members=2), CLASSES), start, np.arange(4))
+    assert (found.weights, found.fusion) == ((1.0, 0.0), start.fusion)
+
+
+def test_what_cannot_be_is_told_before_networks_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_tiny(tmp_path / "kit")
+    for i in range(2):
+        write_image(tmp_path / "images" / f"i{i}.png", SIZE, seed=i)
+    train, header = tmp_path / "train.csv", "id,annotation,width,height,cell_type\n"
+    monkeypatch.setattr("sartorius_infer.passes.predict", lambda *_: pytest.fail("a network ran"))
+    both = header + "".join(f"i{i},,{SIZE[1]},{SIZE[0]},a\n" for i in range(2))
+    words = ["tune", "--weights", manifest, "--images", tmp_path / "images", "--truth", train]
+    for text, out, more, said in (
+        (header, "t.json", (), "found none of i0"),
+        (both, "t.json", (), "at least 5 annotated images"),
+        (both, "t.json", ("--folds", 2, "--seed", -1), "seed of 0 or more, found -1"),
+        (both, "kit", ("--folds", 2), "found a folder"),
+        (both, "t.json/t.json", ("--folds", 2), "expected --out in a folder above"),
+    ):
+        train.write_text(text)
+        assert main([str(word) for word in (*words, "--out", tmp_path / out, *more)]) == 1
+        error = capsys.readouterr().err.strip()
+        assert said in error.splitlines()[-1]
+        assert "Traceback" not in error
+
+
+def test_predictions_of_other_classes_than_the_manifests(
+    case: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, saved, train = case
+    words = ["tune", "--weights", manifest, "--predictions", saved, "--truth", train, "--folds", 2, "--out"]
+    content = json.loads(manifest.read_text()) | {"classes": ["a"], "rules": {}}
+    manifest.write_text(json.dumps(content))
+    assert main([str(word) for word in (*words, manifest.parent / "t.json")]) == 1
+    assert "expected 1 classes, as the manifest has, found 3" in capsys.readouterr().err
