@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchvision.models.detection import maskrcnn_resnet50_fpn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from benchmarks.opponents import as_tensor
@@ -28,18 +29,19 @@ def random_r50(pixels: NDArray[np.uint8], cells: int, seed: int) -> Any:
     and mask biases are moved until scores and masks are like a trained network's.
     """
     torch.manual_seed(seed)
-    model = maskrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=4, box_detections_per_img=700
-    ).eval()
+    body = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d)
+    model = MaskRCNN(body, num_classes=4, box_detections_per_img=700).eval()
     image = as_tensor(pixels)
     _settle_norms(model, image)
     predictor = model.roi_heads.box_predictor
     nn.init.normal_(predictor.cls_score.weight, std=0.02)
     low, high = -20.0, 20.0
     for _ in range(12):  # more background, fewer cells
-        predictor.cls_score.bias.copy_(torch.tensor([(low + high) / 2, 0.0, 0.0, 0.0]))
+        predictor.cls_score.bias.copy_(torch.tensor([(low + high) / 2, 0.0, -6.0, -6.0]))
         found = int((model([image])[0]["scores"] >= SCORE).sum())
         low, high = ((low + high) / 2, high) if found > cells else (low, (low + high) / 2)
+    nn.init.normal_(predictor.bbox_pred.weight, std=1e-3)
+    nn.init.normal_(model.roi_heads.mask_predictor.mask_fcn_logits.weight, std=1e-4)
     model.roi_heads.mask_predictor.mask_fcn_logits.bias.fill_(1.0)
     return model
 

@@ -13,7 +13,12 @@ from sartorius_infer.errors import DeviceError
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = {
+    "fp32": torch.float32,
+    "fp32-fast": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
 
 
 def keep_memory(device: torch.device) -> None:
@@ -75,7 +80,8 @@ def _runs(device: torch.device) -> bool:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that networks compute in; `auto` is float16 on a GPU and float32 on the CPU.
+    """The dtype that networks compute in; `auto` is float16 on a GPU and float32 on the CPU, and
+    fp32-fast is float32 for networks that `Ensemble.quicken` then changes.
 
     Boxes, scores and probabilities are float32 in any case. Warns where a CPU has no instructions
     for the dtype: it then takes many times as long as float32. Raises DeviceError for a name that is

@@ -27,6 +27,7 @@ from sartorius_infer.manifest import (
 from sartorius_infer.networks import Network, architecture_of
 from sartorius_infer.networks.detectron2_config import CONFIG_NAME, read_config
 from sartorius_infer.networks.detectron2_rcnn import ARCHITECTURE, foreground_classes, is_detectron2
+from sartorius_infer.networks.pyramid import PyramidNetwork
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,16 @@ class Ensemble:
     def classes(self) -> tuple[str, ...]:
         """Class names in label order, from 1."""
         return self.manifest.classes
+
+    def quicken(self) -> None:
+        """Let float32 networks on a CPU take faster arithmetic throughout, in place.
+
+        It differs from their authors' in the last bits, which can decide between boxes that are all
+        but equal. Networks that know no other arithmetic, and those elsewhere, stay as they are.
+        """
+        for member in self.members:
+            if isinstance(member.network, PyramidNetwork):
+                member.network.quicken()
 
     def with_overrides(
         self, views: Sequence[str] | None = None, edge: Literal["rule", "keep", "drop"] | None = None

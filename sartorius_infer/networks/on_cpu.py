@@ -1,0 +1,79 @@
+"""A network in the form that a CPU runs fastest: the same function, other arithmetic.
+
+Norms become part of the convolutions before them, weights lie channels last, and wide 3 x 3
+convolutions run by Winograd's algorithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torchvision.ops import FrozenBatchNorm2d
+
+from sartorius_infer.networks.winograd import FEWEST_CHANNELS, WinogradConv2d
+
+
+def quicken(model: nn.Module) -> None:
+    """Change a float32 model in eval mode, in place; outputs differ by rounding alone."""
+    fold_norms(model)
+    use_winograd(model)
+    model.to(memory_format=torch.channels_last)
+
+
+def fold_norms(model: nn.Module) -> None:
+    """Multiply each batch norm with fixed statistics into the convolution that feeds it alone."""
+    for parent in model.modules():
+        for conv, name in list(_pairs(parent)):
+            norm: Any = parent.get_submodule(name)
+            if isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d) and norm.running_var is not None:
+                statistics: tuple[Any, ...] = (
+                    norm.running_mean,
+                    norm.running_var,
+                    norm.eps,
+                    norm.weight,
+                    norm.bias,
+                )
+                conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
+                setattr(parent, name, nn.Identity())
+
+
+def _pairs(parent: nn.Module) -> Iterator[tuple[nn.Conv2d, str]]:
+    """Convolutions whose output goes to a child of `parent` and nowhere else, with that child's name.
+
+    They are neighbours in a sequence, `convN` and `bnN` of a residual network, or a norm that the
+    convolution itself holds, as Detectron2's does.
+    """
+    children = dict(parent.named_children())
+    if isinstance(parent, nn.Conv2d) and "norm" in children:
+        yield parent, "norm"
+    if isinstance(parent, nn.Sequential):
+        pairs = list(pairwise(children))
+    else:
+        pairs = [(name, "bn" + name.removeprefix("conv")) for name in children if name.startswith("conv")]
+    for first, second in pairs:
+        conv = children[first]
+        if isinstance(conv, nn.Conv2d) and second in children:
+            yield conv, second
+
+
+def use_winograd(model: nn.Module) -> None:
+    """Replace every 3 x 3 convolution that is wide enough to gain."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d) and _gains(child):
+                setattr(parent, name, WinogradConv2d(child.weight, child.bias))
+
+
+def _gains(conv: nn.Conv2d) -> bool:
+    shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    return (
+        shape == ((3, 3), (1, 1), (1, 1), (1, 1))
+        and (conv.groups, conv.padding_mode) == (1, "zeros")
+        and min(conv.in_channels, conv.out_channels) >= FEWEST_CHANNELS
+        and not list(conv.children())  # Detectron2's norm, where it could not be folded
+    )

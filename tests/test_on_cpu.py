@@ -1,0 +1,175 @@
+"""Networks rearranged for a CPU compute what they computed before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2_factories import network_of, settings_and_state
+from tiny import write_tiny
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.ops import FrozenBatchNorm2d
+
+from sartorius_infer.ensemble import load_ensemble
+from sartorius_infer.networks.on_cpu import fold_norms, quicken, use_winograd
+from sartorius_infer.networks.parts import NetworkParts
+from sartorius_infer.networks.pyramid import PyramidNetwork
+from sartorius_infer.networks.torchvision_rcnn import build_model
+
+BATCH = {"kind": "batch"}
+BODIES: dict[str, dict[str, Any]] = {
+    "resnet18": {"body_norm": BATCH},
+    "resnet50": {"body_norm": {"kind": "frozen", "eps": 0}},
+    "resnext50_32x4d": {"body_norm": BATCH},
+    "mobilenet_v3_large": {"body_norm": BATCH},
+    "convnext_tiny": {},
+    "swin_t": {},
+}
+HEADS = {
+    "plain heads": {},
+    "norms everywhere": {
+        "fpn": {"channels": 128, "norm": BATCH},
+        "box_head": {"conv_channels": (128, 128), "fc_channels": (64,), "norm": BATCH},
+        "mask_head": {"conv_channels": (128, 128), "norm": BATCH, "hidden": 32},
+    },
+    "group norm": {"fpn": {"channels": 128, "norm": {"kind": "group"}}},
+}
+
+
+def settled(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Eval mode, with statistics that no norm starts from."""
+    torch.manual_seed(seed)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
+            assert norm.running_mean is not None and norm.running_var is not None
+            norm.running_mean.normal_(0, 0.1)
+            norm.running_var.uniform_(0.5, 2)
+            norm.weight.data.uniform_(0.5, 1.5)
+            norm.bias.data.normal_(0, 0.1)
+    return model.eval()
+
+
+def made(body: str, heads: str) -> MaskRCNN:
+    """A Mask R-CNN of these parts."""
+    levels = {"mobilenet_v3_large": 7}.get(body, 5)
+    anchors = {"sizes": tuple((16.0 * 2**i,) for i in range(levels))}
+    stages = tuple(range(1, levels))
+    parts = NetworkParts.model_validate(
+        {"body": body, "stages": stages, "anchors": anchors, **BODIES[body], **HEADS[heads]}
+    )
+    return build_model(parts, 3)
+
+
+@torch.inference_mode()
+def outputs(model: Any, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Feature maps, objectness and deltas of every level, box features and mask logits."""
+    torch.manual_seed(1)
+    maps = model.backbone(torch.randn((2, 3, 64, 96), dtype=dtype))
+    channels = next(iter(maps.values())).shape[1]
+    objectness, deltas = model.rpn.head(list(maps.values()))
+    heads = model.roi_heads
+    rois = torch.randn((3, channels, 14, 14), dtype=dtype)
+    masks = heads.mask_predictor(heads.mask_head(rois))
+    boxes = heads.box_head(torch.randn((3, channels, 7, 7), dtype=dtype))
+    return [*maps.values(), *objectness, *deltas, boxes, masks]
+
+
+def compare(found: list[Tensor], expected: list[Tensor], relative: float) -> None:
+    """Equal up to a share of each tensor's greatest value."""
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=relative * float(other.abs().max()))
+
+
+def kinds(model: nn.Module) -> Counter[str]:
+    """How many modules of each class there are."""
+    return Counter(type(module).__name__ for module in model.modules())
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("body", BODIES)
+def test_a_network_computes_what_it_did(body: str, heads: str) -> None:
+    model = settled(made(body, heads))
+    before = outputs(model)
+    quicken(model)
+    compare(outputs(model), before, 2e-4)
+    left = kinds(model)
+    assert not left["BatchNorm2d"] and not left["FrozenBatchNorm2d"]
+    assert left["WinogradConv2d"] > 4
+    assert left["GroupNorm"] == kinds(made(body, heads))["GroupNorm"]
+
+
+@pytest.mark.parametrize("body", ["resnet18", "resnet50", "mobilenet_v3_large"])
+def test_folding_is_exact_but_for_rounding(body: str) -> None:
+    model = settled(made(body, "norms everywhere")).double()
+    before = outputs(model, torch.float64)
+    fold_norms(model)
+    compare(outputs(model, torch.float64), before, 1e-12)
+
+
+def test_a_norm_that_follows_something_else_stays() -> None:
+    model = settled(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)))
+    fold_norms(model)
+    assert kinds(model)["BatchNorm2d"] == 1
+
+
+def test_a_norm_without_statistics_stays() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)).eval()
+    fold_norms(model)
+    assert kinds(model)["BatchNorm2d"] == 1
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(128, 128, 3, padding=1, stride=2),
+        nn.Conv2d(128, 128, 3, padding=2, dilation=2),
+        nn.Conv2d(128, 128, 3),
+        nn.Conv2d(128, 128, 5, padding=2),
+        nn.Conv2d(128, 128, 3, padding=1, groups=2),
+        nn.Conv2d(128, 128, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(64, 128, 3, padding=1),
+    ],
+)
+def test_other_convolutions_stay(conv: nn.Conv2d) -> None:
+    model = nn.Sequential(conv)
+    use_winograd(model)
+    assert model[0] is conv
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+def test_detectron2_networks_too(norm: str, tmp_path: Path) -> None:
+    settings, state = settings_and_state({"MODEL.RESNETS.NORM": norm})
+    network = network_of(settings, state, tmp_path)
+    images = [torch.randint(0, 255, (1, 88, 120), dtype=torch.uint8)]
+    with torch.inference_mode():
+        before = network.features(images).maps
+        network.quicken()
+        after = network.features(images).maps
+    compare(list(after.values()), list(before.values()), 2e-4)
+    assert not kinds(network)["BatchNorm2d"]
+
+
+def network(precision: torch.dtype, folder: Path) -> PyramidNetwork:
+    found = load_ensemble([write_tiny(folder)], torch.device("cpu"), precision).members[0].network
+    assert isinstance(found, PyramidNetwork)
+    return found
+
+
+def test_boxes_keep_their_arithmetic_until_asked(tmp_path: Path) -> None:
+    ensemble = load_ensemble([write_tiny(tmp_path)], torch.device("cpu"))
+    model = ensemble.members[0].network
+    assert isinstance(model, PyramidNetwork)
+    norms = kinds(model)["BatchNorm2d"]
+    ensemble.quicken()
+    assert norms > 0 and not kinds(model)["BatchNorm2d"]
+
+
+def test_half_precision_is_left_alone(tmp_path: Path) -> None:
+    half = network(torch.bfloat16, tmp_path)
+    before = kinds(half)
+    half.quicken()
+    assert kinds(half) == before
