@@ -1,52 +1,86 @@
-"""Random networks with the work of trained ones: as many boxes, scores and masks as dense images have."""
+"""The networks that are timed, each as torchvision's own model and as a manifest for the kit.
+
+Random R50s have the work of trained ones: as many boxes, scores and masks as dense images give. The
+default checkpoint stands for a trained network, whose cells agree between views.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d
 
-from benchmarks.opponents import as_tensor
+from sartorius_infer.checkpoints import read_checkpoint
+from sartorius_infer.ensemble import default_manifest
+from sartorius_infer.manifest import MANIFEST_NAME, load_manifest
+from sartorius_infer.networks.preprocess import Preprocessing
+from sartorius_infer.networks.torchvision_rcnn import TorchvisionNetwork, build_network
 
 SCORE = 0.5
-"""The threshold that the wanted number of cells is to reach."""
+"""The random networks' threshold; as many cells as were asked for reach it."""
+
+CLASSES = ("shsy5y", "astro", "cort")
+LEAST_AREA = 30
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A network as the opponents run it, and a manifest of it for the kit with the opponents' rules."""
+
+    model: Any
+    manifest: Path
+    floors: tuple[float, ...]
 
 
 @torch.no_grad()
-def random_r50(pixels: NDArray[np.uint8], cells: int, seed: int) -> Any:
-    """Torchvision's R50-FPN for three classes, eval mode, that finds about `cells` in this image (H, W).
+def random_r50(image: Tensor, cells: int, folder: Path, seed: int = 0) -> Subject:
+    """An R50-FPN that finds about `cells` cells in an image, uint8 (1, H, W), and twice as many faint ones.
 
-    Norms are set to what the image gives, so that signals neither fade nor explode; then the class
-    and mask biases are moved until scores and masks are like a trained network's.
+    Norms are set to what the image gives, so that signals neither fade nor explode; then the background's
+    bias is moved until enough boxes reach the threshold. Masks fill their boxes.
     """
     torch.manual_seed(seed)
     body = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d)
-    model = MaskRCNN(body, num_classes=4, box_detections_per_img=700).eval()
-    image = as_tensor(pixels)
-    _settle_norms(model, image)
-    predictor = model.roi_heads.box_predictor
+    model = MaskRCNN(body, num_classes=len(CLASSES) + 1, box_detections_per_img=700).eval()
+    network = TorchvisionNetwork(model, Preprocessing(), torch.float32)
+    predictor, mask_logits = model.roi_heads.box_predictor, model.roi_heads.mask_predictor.mask_fcn_logits
     nn.init.normal_(predictor.cls_score.weight, std=0.02)
+    nn.init.normal_(predictor.bbox_pred.weight, std=1e-3)
+    nn.init.normal_(mask_logits.weight, std=1e-4)
+    mask_logits.bias.fill_(1.0)
+    _settle_norms(model, network, image)
+    features = network.features([image])
+    proposals = network.propose(features)
     low, high = -20.0, 20.0
     for _ in range(12):  # more background, fewer cells
         predictor.cls_score.bias.copy_(torch.tensor([(low + high) / 2, 0.0, -6.0, -6.0]))
-        found = int((model([image])[0]["scores"] >= SCORE).sum())
+        found = int((network.detect(features, proposals)[0].scores >= SCORE).sum())
         low, high = ((low + high) / 2, high) if found > cells else (low, (low + high) / 2)
-    nn.init.normal_(predictor.bbox_pred.weight, std=1e-3)
-    nn.init.normal_(model.roi_heads.mask_predictor.mask_fcn_logits.weight, std=1e-4)
-    model.roi_heads.mask_predictor.mask_fcn_logits.bias.fill_(1.0)
-    return model
+    save_file(model.state_dict(), folder / "r50.safetensors")
+    entry = {
+        "name": "r50",
+        "file": "r50.safetensors",
+        "architecture": "resnet50_fpn",
+        "network": {
+            "detection": {"score": 0.05, "nms": 0.5, "per_image": 700},
+            "body_norm": {"kind": "frozen", "eps": 1e-5},
+        },
+    }
+    floors = (SCORE,) * len(CLASSES)
+    return Subject(model, _write(folder, [entry], floors), floors)
 
 
-def _settle_norms(model: nn.Module, image: Tensor) -> None:
+def _settle_norms(model: nn.Module, network: TorchvisionNetwork, image: Tensor) -> None:
     """Give each frozen norm the statistics of what comes to it, in one pass."""
 
     def settle(norm: Any, inputs: tuple[Tensor]) -> None:
@@ -56,31 +90,48 @@ def _settle_norms(model: nn.Module, image: Tensor) -> None:
 
     norms = [module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)]
     handles = [norm.register_forward_pre_hook(settle) for norm in norms]
-    model([image])
+    network.features([image])
     for handle in handles:
         handle.remove()
 
 
-def save_manifest(folder: Path, models: Sequence[Any], views: Sequence[str] = ("identity",)) -> Path:
-    """Write the networks as checkpoints, and a manifest by which the kit runs them as the opponents do."""
-    entries = []
-    for number, model in enumerate(models):
-        torch.save(model.state_dict(), folder / f"r50_{number}.pth")
-        detection = {"score": 0.05, "nms": 0.5, "per_image": 700}
-        entries.append(
-            {
-                "name": f"r50_{number}",
-                "file": f"r50_{number}.pth",
-                "architecture": "resnet50_fpn",
-                "network": {"detection": detection, "body_norm": {"kind": "frozen", "eps": 1e-5}},
-            }
-        )
-    classes = ["shsy5y", "astro", "cort"]
-    rules = {
-        "per_class": {name: {"score": SCORE, "min_area": 30} for name in classes},
-        "overlap_survival": 0.0,
+def default_checkpoint(folder: Path, copies: int = 1, views: Sequence[str] = ("identity",)) -> Subject:
+    """The checkpoint that comes with the kit, `copies` times over, under the opponents' rules."""
+    plan = load_manifest(default_manifest())
+    spec = plan.manifest.models[0]
+    model = build_network(spec, read_checkpoint(plan.path(spec)).state, torch.float32).model
+    settings = spec.preprocessing
+    (step,), resize = settings.normalise, settings.resize
+    assert resize is not None and step != "imagenet"
+    model.transform = GeneralizedRCNNTransform(
+        resize.shortest_edge, resize.longest_edge, list(step.mean) * 3, list(step.std) * 3
+    )
+    copy = folder / plan.path(spec).name
+    copy.write_bytes(plan.path(spec).read_bytes())
+    entry = spec.model_dump(mode="json", exclude_unset=True) | {"file": copy.name}
+    entries = [entry | {"name": f"member{number}"} for number in range(copies)]
+    floors = tuple(plan.manifest.rules.of(name).score for name in CLASSES)
+    return Subject(model, _write(folder, entries, floors, views), floors)
+
+
+def _write(
+    folder: Path,
+    entries: Sequence[dict[str, Any]],
+    floors: Sequence[float],
+    views: Sequence[str] = ("identity",),
+) -> Path:
+    """A manifest with the rules that the opponents have: thresholds, an area, no vote, no rule for edges."""
+    per_class = {
+        name: {"score": score, "min_area": LEAST_AREA} for name, score in zip(CLASSES, floors, strict=True)
     }
-    content = {"version": 1, "classes": classes, "models": entries, "views": list(views), "rules": rules}
-    path = folder / "weights_manifest.json"
+    rules = {
+        "per_class": per_class,
+        "consensus": "off",
+        "overlap_survival": 0.0,
+        "edge": {"mode": "keep"},
+        "paste": "torchvision",
+    }
+    content = {"version": 1, "classes": CLASSES, "models": entries, "views": list(views), "rules": rules}
+    path = folder / MANIFEST_NAME
     path.write_text(json.dumps(content))
     return path

@@ -30,9 +30,14 @@ def notebook(model: Any, pixels: NDArray[np.uint8], floors: Sequence[float], min
     floors: a score threshold for each label, by label - 1.
     """
     seen = model([as_tensor(pixels)])[0]
+    return rows(seen["masks"], seen["scores"], seen["labels"], floors, min_area)
+
+
+def rows(masks: Tensor, scores: Tensor, labels: Tensor, floors: Sequence[float], min_area: int) -> list[str]:
+    """From soft masks on full canvases (N, 1, H, W), best first, to run lengths."""
     canvases = [
         mask[0].numpy() > 0.5
-        for mask, score, label in zip(seen["masks"], seen["scores"], seen["labels"], strict=True)
+        for mask, score, label in zip(masks, scores, labels, strict=True)
         if float(score) >= floors[int(label) - 1]
     ]
     return [scan(canvas) for canvas in disjoint(canvases) if canvas.sum() >= max(1, min_area)]

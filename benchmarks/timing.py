@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,21 @@ class Times:
     def median(self) -> float:
         """The middle of all rounds, in seconds."""
         return statistics.median(self.seconds)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: what was measured, and its ratio to the opponent's, greater meaning better."""
+
+    what: str
+    opponent_s: float
+    kit_s: float
+    ratio: float
+    goal: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Its fields."""
+        return asdict(self)
 
 
 def alternate(
@@ -34,6 +51,24 @@ def alternate(
     return {name: Times(tuple(seconds)) for name, seconds in taken.items()}
 
 
-def ratio(slow: Times, fast: Times) -> float:
-    """How many times as long the first takes: the median of the rounds' own ratios."""
-    return statistics.median(a / b for a, b in zip(slow.seconds, fast.seconds, strict=True))
+def against(
+    what: str,
+    opponent: Callable[[], object],
+    kit: Callable[[], object],
+    rounds: int,
+    goal: str = "",
+    warm_up: int = 1,
+) -> Row:
+    """Both in turns; the ratio is the median of the rounds' own."""
+    times = alternate({"opponent": opponent, "kit": kit}, rounds, warm_up)
+    pairs = zip(times["opponent"].seconds, times["kit"].seconds, strict=True)
+    ratio = statistics.median(theirs / ours for theirs, ours in pairs)
+    row = Row(what, times["opponent"].median, times["kit"].median, ratio, goal)
+    print(f"{what}: {row.opponent_s:.3g} s against {row.kit_s:.3g} s", file=sys.stderr, flush=True)
+    return row
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -153,7 +153,7 @@ def test_precision(name: str, device: torch.device, dtype: torch.dtype) -> None:
 def test_precisions_that_are_none(name: str) -> None:
     with pytest.raises(DeviceError) as caught:
         resolve_precision(name, CPU)
-    assert str(caught.value) == f"precision: expected auto, fp32, fp16, bf16, found {name!r}"
+    assert str(caught.value) == f"precision: expected auto, fp32, fp32-fast, fp16, bf16, found {name!r}"
 
 
 def faults(first: str) -> int:

@@ -1,0 +1,149 @@
+"""`python -m benchmarks`: ratios to what users run today, stages, levers, memory, scaling.
+
+[--images DIR --truth train.csv ...] [--json FILE] [--plot FILE.png] [--rounds N] [--only SECTION ...]
+
+Everything is measured in turns with its opponent in the same process; nothing is asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import cv2
+import torch
+import torchvision
+
+from benchmarks import kit, quality, ratios, stages, whole
+from benchmarks.networks import random_r50
+from benchmarks.timing import table
+from sartorius_infer.device import keep_memory, resolve_device
+from sartorius_infer.images import find_images, read_image
+from sartorius_infer.passes import image_tensor
+
+SAMPLES = Path(__file__).parent.parent / "samples"
+DENSE = "SHSY5Y"
+"""Begins the name of the sample with the most cells."""
+
+
+def main() -> None:
+    """Measure, print Markdown, write JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    add = parser.add_argument
+    add("--images", nargs="+", type=Path, default=[SAMPLES])
+    add("--truth", nargs="+", type=Path, default=[], help="of some images: compares scores too")
+    add("--json", type=Path)
+    add("--plot", type=Path, help="PNG of the scaling curves")
+    add("--rounds", type=int, default=3)
+    add("--cells", type=int, default=300, help="that the random R50 finds (default: %(default)s)")
+    add("--device", default="cpu")
+    add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    arguments = parser.parse_args()
+    device = resolve_device(arguments.device)
+    keep_memory(device)
+    torch.set_num_threads(os.cpu_count() or 1)
+    machine = {
+        "cores": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "opencv": cv2.__version__,
+    }
+    print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
+    results: dict[str, Any] = {"machine": machine}
+    for name in arguments.only:
+        text, results[name] = SECTIONS[name](arguments, device)
+        print(f"\n### {name}\n\n{text}", flush=True)
+        if arguments.json:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+Section = Callable[[argparse.Namespace, torch.device], tuple[str, Any]]
+
+
+def _files(arguments: argparse.Namespace) -> list[Any]:
+    """All images, the densest sample first."""
+    return sorted(find_images(arguments.images), key=lambda file: not file.id.startswith(DENSE))
+
+
+def _ratios(arguments: argparse.Namespace, device: torch.device) -> tuple[str, Any]:
+    image = read_image(_files(arguments)[0])
+    rows = [
+        *ratios.one_network(image, arguments.cells, arguments.rounds, device),
+        *ratios.three_networks(image, arguments.cells, device),
+        *ratios.rest(arguments.rounds),
+    ]
+    lines = [
+        [row.what, f"{row.opponent_s:.3g}", f"{row.kit_s:.3g}", f"{row.ratio:.1f}", row.goal] for row in rows
+    ]
+    head = ["", "opponent, s", "kit, s", "times as fast", "goal"]
+    return table(head, lines), [row.as_json() for row in rows]
+
+
+def _stages(arguments: argparse.Namespace, device: torch.device) -> tuple[str, Any]:
+    file = _files(arguments)[0]
+    columns: dict[str, dict[str, float]] = {}
+    with TemporaryDirectory() as folder:
+        subject = random_r50(image_tensor(read_image(file))[:1], arguments.cells, Path(folder))
+        for words, fast in (("fp32", False), ("fp32-fast", True)):
+            columns[words] = stages.stages(file, kit.load(subject.manifest, device, fast), arguments.rounds)
+    lines = [[step, *(f"{column[step]:.4f}" for column in columns.values())] for step in columns["fp32"]]
+    return table(["stage", *(f"{words}, s" for words in columns)], lines), columns
+
+
+def _levers(arguments: argparse.Namespace, device: torch.device) -> tuple[str, Any]:
+    found = list(stages.levers(_files(arguments)[0], arguments.cells, arguments.rounds))
+    lines = [[name, f"{seconds:.2f}", f"{ratio:.2f}"] for name, seconds, ratio in found]
+    runs = whole.runs(_files(arguments)[:4], arguments.rounds)
+    base = runs["pipeline"].median
+    lines += [
+        [f"{name}, default checkpoint", f"{t.median:.2f}", f"{t.median / base:.2f}"]
+        for name, t in runs.items()
+    ]
+    return table(["", "s", "times as long"], lines), lines
+
+
+def _memory(arguments: argparse.Namespace, device: torch.device) -> tuple[str, Any]:
+    found = whole.memory(_files(arguments)[:4])
+    own = found["the network alone, torchvision, one image"][1]
+    lines = [[name, f"{s:.1f}", f"{mib:.0f}", f"{mib / own:.2f}"] for name, (s, mib) in found.items()]
+    return table(["a new process", "s", "peak MiB", "of the network's own"], lines), found
+
+
+def _scaling(arguments: argparse.Namespace, device: torch.device) -> tuple[str, Any]:
+    curves = whole.scaling(_files(arguments)[:4], arguments.rounds)
+    if arguments.plot:
+        whole.plot(curves, arguments.plot)
+    lines = [
+        [what, ", ".join(f"{n}: {s:.2f}" for n, s in zip(*curve, strict=True))]
+        for what, curve in curves.items()
+    ]
+    return table(["seconds against", ""], lines), curves
+
+
+def _scores(arguments: argparse.Namespace, device: torch.device) -> tuple[str, Any]:
+    if not arguments.truth:
+        return "not measured: no --truth\n", None
+    found = quality.scores(arguments.images, arguments.truth, most=8)
+    return table(["default checkpoint", "score"], [[k, f"{v:.4f}"] for k, v in found.items()]), found
+
+
+SECTIONS: dict[str, Section] = {
+    "ratios": _ratios,
+    "stages": _stages,
+    "levers": _levers,
+    "memory": _memory,
+    "scaling": _scaling,
+    "scores": _scores,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The kit as it is called in measurements: one image from pixels to rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sartorius_infer.ensemble import Ensemble, load_ensemble
+from sartorius_infer.instances import build_instances, selector
+from sartorius_infer.passes import Select, predict
+from sartorius_infer.rle import encode_label_map
+from sartorius_infer.types import CellImage, Prediction
+
+CPU = torch.device("cpu")
+
+
+def load(manifest: Path, device: torch.device, fast: bool = False) -> Ensemble:
+    """A manifest's networks, by plain float32 arithmetic on a CPU or the fast one, in half on a GPU."""
+    half = device.type == "cuda"
+    ensemble = load_ensemble([manifest], device, torch.float16 if half else torch.float32)
+    if fast:
+        ensemble.quicken()
+    return ensemble
+
+
+def rows(ensemble: Ensemble, image: CellImage) -> list[str]:
+    """Run lengths of every cell."""
+    return decide(ensemble, predict(ensemble, [image], worth_a_mask(ensemble))[0])
+
+
+def worth_a_mask(ensemble: Ensemble) -> Select:
+    """Which boxes the rules could keep."""
+    return selector(ensemble.manifest.rules, ensemble.classes)
+
+
+def decide(ensemble: Ensemble, prediction: Prediction) -> list[str]:
+    """From a prediction to run lengths."""
+    cells = build_instances(prediction, ensemble.manifest.rules, ensemble.classes)
+    return encode_label_map(cells.label_map, len(cells))

@@ -1,0 +1,175 @@
+"""Whole runs: how seconds and memory grow with the work, and how long a first answer takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from benchmarks import kit
+from benchmarks.networks import default_checkpoint, random_r50
+from benchmarks.opponents import as_tensor
+from benchmarks.timing import Times, alternate
+from sartorius_infer import pipeline
+from sartorius_infer.device import keep_memory
+from sartorius_infer.ensemble import Ensemble
+from sartorius_infer.images import ImageFile, find_images, read_image
+from sartorius_infer.passes import image_tensor, predict
+from sartorius_infer.submission import open_writer
+from sartorius_infer.types import CellImage
+
+VIEWS = ("identity", "hflip", "vflip", "rot180")
+Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
+
+
+def run_files(
+    manifest: Path, files: Sequence[ImageFile], batch_size: int = 1, workers: int = 2
+) -> Callable[[], None]:
+    """Files to a written submission, by the pipeline."""
+    ensemble = kit.load(manifest, kit.CPU)
+    jobs, _ = pipeline.plan_jobs(files, None)
+
+    def run() -> None:
+        options = pipeline.Options(batch_size=batch_size, workers=workers)
+        with TemporaryDirectory() as folder, open_writer(Path(folder) / "submission.csv", "kaggle") as writer:
+            batches = pipeline.plan_batches(jobs, batch_size)
+            for _, results in pipeline.run(ensemble, batches, writer, options):
+                pipeline.write(results, writer, pipeline.Summary())
+
+    return run
+
+
+def one_after_the_other(manifest: Path, files: Sequence[ImageFile]) -> Callable[[], None]:
+    """The same by a plain loop: nothing is decoded or pasted beside the networks."""
+    ensemble = kit.load(manifest, kit.CPU)
+
+    def run() -> None:
+        with TemporaryDirectory() as folder, open_writer(Path(folder) / "submission.csv", "kaggle") as writer:
+            for file in files:
+                image = read_image(file)
+                rows = kit.rows(ensemble, image)
+                writer.write([f"{image.id},{row}\n" for row in rows])
+
+    return run
+
+
+def runs(files: Sequence[ImageFile], rounds: int) -> dict[str, Times]:
+    """The default checkpoint on some files: by a loop, overlapped, and in batches."""
+    with TemporaryDirectory() as folder:
+        manifest = default_checkpoint(Path(folder)).manifest
+        return alternate(
+            {
+                "pipeline": run_files(manifest, files),
+                "no overlap of stages": one_after_the_other(manifest, files),
+                "batches of 4": run_files(manifest, files, batch_size=4),
+            },
+            rounds,
+        )
+
+
+def scaling(files: Sequence[ImageFile], rounds: int) -> Curves:
+    """Seconds against images, networks, views (default checkpoint) and cells with a mask (R50)."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        one = default_checkpoint(folder).manifest
+        images = {n: run_files(one, [*files, *files][:n]) for n in (1, 2, 4, 8)}
+        curves = {"images": _curve(images, rounds)}
+        image = read_image(files[0])
+        networks = {
+            n: _rows_of(kit.load(default_checkpoint(folder, n).manifest, kit.CPU), image) for n in (1, 2, 4)
+        }
+        curves["networks"] = _curve(networks, rounds)
+        views = {
+            n: _rows_of(kit.load(default_checkpoint(folder, 1, VIEWS[:n]).manifest, kit.CPU), image)
+            for n in (1, 2, 4)
+        }
+        curves["views"] = _curve(views, rounds)
+        subject = random_r50(image_tensor(image)[:1], 100, folder)
+        r50 = kit.load(subject.manifest, kit.CPU)
+        cells = {n: _first(r50, image, n) for n in (100, 200, 400, 600)}
+        curves["cells with a mask (R50)"] = _curve(cells, rounds)
+    return curves
+
+
+def _curve(contenders: Mapping[int, Callable[[], object]], rounds: int) -> tuple[list[int], list[float]]:
+    times = alternate({str(n): run for n, run in contenders.items()}, rounds)
+    return list(contenders), [times[str(n)].median for n in contenders]
+
+
+def _rows_of(ensemble: Ensemble, image: CellImage) -> Callable[[], object]:
+    return lambda: kit.rows(ensemble, image)
+
+
+def _first(ensemble: Ensemble, image: CellImage, count: int) -> Callable[[], object]:
+    """The masks of the best `count` boxes."""
+    return lambda: predict(ensemble, [image], lambda scores, labels: np.arange(len(scores)) < count)
+
+
+def plot(curves: Curves, path: Path) -> None:
+    """One panel a curve, with the straight line through its first point and zero."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(curves), figsize=(3.2 * len(curves), 3), layout="constrained")
+    for axis, (what, (counts, seconds)) in zip(axes, curves.items(), strict=True):
+        axis.plot([0, counts[-1]], [0, seconds[0] / counts[0] * counts[-1]], "--", color="0.6", lw=1)
+        axis.text(counts[-1], seconds[0] / counts[0] * counts[-1], "in proportion ", color="0.4", ha="right")
+        axis.plot(counts, seconds, "o-", color="#0072b2")
+        axis.set(xlabel=what, xlim=(0, None), ylim=(0, None))
+    axes[0].set_ylabel("seconds")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def child(words: Sequence[str]) -> tuple[float, float]:
+    """Seconds and peak MiB of another Python process; it must end well."""
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(words)}: exit code {process.returncode}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def memory(files: Sequence[ImageFile]) -> dict[str, tuple[float, float]]:
+    """Seconds and peak MiB of the command on few and many images, and of the network alone."""
+    found = {
+        "the network alone, torchvision, one image": child(["-m", "benchmarks.whole", str(files[0].path)])
+    }
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for count in (1, 4, 16):
+            for number in range(count):
+                file = files[number % len(files)]
+                (folder / f"{number}{file.path.suffix}").write_bytes(file.path.read_bytes())
+            words = ["-m", "sartorius_infer", "--device", "cpu", "--images", name]
+            out = ["--out", str(folder / "out" / "submission.csv")]
+            found[f"the command, {count} image{'s' * (count > 1)}"] = child([*words, *out])
+    return found
+
+
+@torch.inference_mode()
+def network_alone(path: Path) -> None:
+    """Everything that the default checkpoint computes of an image by torchvision, masks not yet pasted."""
+    keep_memory(kit.CPU)
+    (file,) = find_images([path])
+    with TemporaryDirectory() as folder:
+        model = default_checkpoint(Path(folder)).model
+    images, _ = model.transform([as_tensor(read_image(file).pixels)])
+    features = model.backbone(images.tensors)
+    proposals, _ = model.rpn(images, features)
+    model.roi_heads(features, proposals, images.image_sizes)
+
+
+if __name__ == "__main__":
+    network_alone(Path(sys.argv[1]))
