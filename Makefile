@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup demo test lint kaggle clean
+.PHONY: setup demo test lint kaggle bench clean
 
 setup: $(VENV)/.installed
 
@@ -26,6 +26,9 @@ lint: setup
 
 kaggle: setup
 	$(PY) -m kernel.simulate
+
+bench: setup
+	$(PY) -m benchmarks --json out/bench.json --plot out/scaling.png
 
 clean:
 	rm -rf out dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

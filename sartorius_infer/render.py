@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -13,9 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sartorius_infer.errors import ImageError
 from sartorius_infer.files import atomic_file
-from sartorius_infer.metric import Mask, match
 from sartorius_infer.rle import run_pixels
 from sartorius_infer.types import Bool, CellImage, Instances, Int32, UInt8
+
+if TYPE_CHECKING:
+    from sartorius_infer.metric import Mask
 
 # Okabe and Ito, "Color Universal Design" (2008), those that stand out on gray, clearest
 # first: told apart with any kind of colour vision.
@@ -87,6 +90,8 @@ def match_overlay(image: CellImage, true: Sequence[Mask], found: Sequence[Mask],
     `metric.THRESHOLDS`. Masks are runs within the image; cells of either kind may share pixels.
     Contrast as in `overlay`. Raises ValueError for another IoU.
     """
+    from sartorius_infer.metric import match  # it imports scipy, which pictures of predictions do without
+
     partners = match(true, found, image.pixels.shape[0] * image.pixels.shape[1], iou)
     hits = set(partners[partners >= 0].tolist())
     picture = stretched(image.pixels)

@@ -1,5 +1,6 @@
 """Networks: what the ensemble asks of one, and the families that come with the package."""
 
+from sartorius_infer.networks import light_import as _first  # noqa: F401
 from sartorius_infer.networks.base import (
     Architecture,
     Detections,

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -16,6 +15,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
 from sartorius_infer.networks.parts import NetworkParts, Norm
+from sartorius_infer.networks.skeleton import skeleton
 
 MakeNorm = Callable[[int], nn.Module]
 
@@ -140,5 +140,5 @@ def make_backbone(parts: NetworkParts) -> BackboneWithFPN:
 
 def stage_channels(name: str) -> tuple[int, ...]:
     """Channels of each stage of the body called `name`, finest first."""
-    with torch.device("meta"):
+    with skeleton():
         return make_body(name, Norm(kind="batch")).stage_channels

@@ -30,6 +30,7 @@ from sartorius_infer.networks.detectron2_modules import Detectron2Model
 from sartorius_infer.networks.detectron2_parts import Detectron2Parts
 from sartorius_infer.networks.preprocess import Preprocessing
 from sartorius_infer.networks.pyramid import PyramidNetwork
+from sartorius_infer.networks.skeleton import skeleton
 from sartorius_infer.networks.state import load_state
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def build_detectron2(spec: ModelSpec, state: dict[str, Tensor], precision: torch
             "entry, found none; `sartorius_infer import --config config.yaml` writes them"
         )
     parts, class_count = spec.detectron2, foreground_classes(state, spec.file)
-    with torch.device("meta"):
+    with skeleton():
         model = Detectron2Model(parts, class_count)
     load_state(model, canonical_state(state, parts), spec.file, "Likely the config of another checkpoint.")
     model.requires_grad_(False)

@@ -27,6 +27,7 @@ from sartorius_infer.networks.bodies import make_backbone, make_norm
 from sartorius_infer.networks.parts import PRESETS, NetworkParts, RoiPool, flatten, merge
 from sartorius_infer.networks.preprocess import Preprocessing
 from sartorius_infer.networks.pyramid import PyramidNetwork
+from sartorius_infer.networks.skeleton import skeleton
 from sartorius_infer.networks.state import load_state
 from sartorius_infer.networks.torchvision_keys import (
     anchors_per_cell,
@@ -221,7 +222,7 @@ def build_network(spec: ModelSpec, state: dict[str, Tensor], precision: torch.dt
     """The network of a manifest entry with the checkpoint's weights, on the CPU."""
     state = canonical_keys(state)
     parts, _ = resolve_parts(spec, state)
-    with torch.device("meta"):
+    with skeleton():
         model = build_model(parts, foreground_classes(state))
     load_state(model, state, spec.file)
     model.requires_grad_(False)
