@@ -105,7 +105,7 @@ def default_checkpoint(folder: Path, copies: int = 1, views: Sequence[str] = ("i
     assert resize is not None and step != "imagenet"
     model.transform = GeneralizedRCNNTransform(
         resize.shortest_edge, resize.longest_edge, list(step.mean) * 3, list(step.std) * 3
-    )
+    ).eval()
     copy = folder / plan.path(spec).name
     copy.write_bytes(plan.path(spec).read_bytes())
     entry = spec.model_dump(mode="json", exclude_unset=True) | {"file": copy.name}
