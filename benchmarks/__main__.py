@@ -93,9 +93,14 @@ def _stages(arguments: argparse.Namespace, device: torch.device) -> tuple[str, A
     columns: dict[str, dict[str, float]] = {}
     with TemporaryDirectory() as folder:
         subject = random_r50(image_tensor(read_image(file))[:1], arguments.cells, Path(folder))
-        for words, fast in (("fp32", False), ("fp32-fast", True)):
-            columns[words] = stages.stages(file, kit.load(subject.manifest, device, fast), arguments.rounds)
-    lines = [[step, *(f"{column[step]:.4f}" for column in columns.values())] for step in columns["fp32"]]
+        for fast in kit.kinds(device):
+            columns[kit.words(device, fast)] = stages.stages(
+                file, kit.load(subject.manifest, device, fast), arguments.rounds
+            )
+    lines = [
+        [step, *(f"{column[step]:.4f}" for column in columns.values())]
+        for step in next(iter(columns.values()))
+    ]
     return table(["stage", *(f"{words}, s" for words in columns)], lines), columns
 
 

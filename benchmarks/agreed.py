@@ -54,20 +54,23 @@ class AgreedNetwork:
 class AgreedModel:
     """A torchvision model that finds drawn cells; told the flip by the order of its calls."""
 
-    def __init__(self, model: Any, cells: Prediction, flips: Sequence[tuple[int, ...]]) -> None:
+    def __init__(
+        self, model: Any, cells: Prediction, flips: Sequence[tuple[int, ...]], device: torch.device
+    ) -> None:
         self.model, self.cells, self.flips = model, cells, flips
         grids = torch.from_numpy(cells.masks).float()[:, None]
-        self.canvases = paste_masks_in_image(grids, torch.from_numpy(cells.boxes), cells.size_hw)
+        self.canvases = paste_masks_in_image(grids, torch.from_numpy(cells.boxes), cells.size_hw).to(device)
         self._calls = 0
 
     def __call__(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """As the model's own, which is asked and then not listened to."""
-        device = self.model(images)[0]["masks"].device
+        self.model(images)
         axes = self.flips[self._calls % len(self.flips)]
         self._calls += 1
-        found = {"masks": self.canvases.flip(axes) if axes else self.canvases}
-        found |= {
-            "scores": torch.from_numpy(self.cells.scores),
-            "labels": torch.from_numpy(self.cells.labels),
-        }
-        return [{name: values.to(device) for name, values in found.items()}]
+        return [
+            {
+                "masks": self.canvases.flip(axes) if axes else self.canvases,
+                "scores": torch.from_numpy(self.cells.scores),
+                "labels": torch.from_numpy(self.cells.labels),
+            }
+        ]

@@ -15,6 +15,16 @@ from sartorius_infer.types import CellImage, Prediction
 CPU = torch.device("cpu")
 
 
+def kinds(device: torch.device) -> tuple[bool, ...]:
+    """Whether by fast arithmetic: no and yes on a CPU; a GPU has one way."""
+    return (False,) if device.type == "cuda" else (False, True)
+
+
+def words(device: torch.device, fast: bool) -> str:
+    """The precision by its name on the command line."""
+    return "fp16" if device.type == "cuda" else "fp32-fast" if fast else "fp32"
+
+
 def load(manifest: Path, device: torch.device, fast: bool = False) -> Ensemble:
     """A manifest's networks, by plain float32 arithmetic on a CPU or the fast one, in half on a GPU."""
     half = device.type == "cuda"

@@ -13,30 +13,37 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+CPU = torch.device("cpu")
 Canvas = NDArray[np.bool_]
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 """Axes of the four flips."""
 
 
-def as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
+def as_tensor(pixels: NDArray[np.uint8], device: torch.device = CPU) -> Tensor:
     """Float32 (3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.stack([pixels] * 3)).float() / 255
+    return torch.from_numpy(np.stack([pixels] * 3)).float().to(device) / 255
 
 
 @torch.no_grad()
-def notebook(model: Any, pixels: NDArray[np.uint8], floors: Sequence[float], min_area: int) -> list[str]:
+def notebook(
+    model: Any,
+    pixels: NDArray[np.uint8],
+    floors: Sequence[float],
+    min_area: int,
+    device: torch.device = CPU,
+) -> list[str]:
     """The usual notebook: one image at a time through `model(images)`, then loops over canvases.
 
     floors: a score threshold for each label, by label - 1.
     """
-    seen = model([as_tensor(pixels)])[0]
+    seen = model([as_tensor(pixels, device)])[0]
     return rows(seen["masks"], seen["scores"], seen["labels"], floors, min_area)
 
 
 def rows(masks: Tensor, scores: Tensor, labels: Tensor, floors: Sequence[float], min_area: int) -> list[str]:
     """From soft masks on full canvases (N, 1, H, W), best first, to run lengths."""
     canvases = [
-        mask[0].numpy() > 0.5
+        mask[0].cpu().numpy() > 0.5
         for mask, score, label in zip(masks, scores, labels, strict=True)
         if float(score) >= floors[int(label) - 1]
     ]
@@ -49,18 +56,18 @@ def notebook_ensemble(
     pixels: NDArray[np.uint8],
     floors: Sequence[float],
     min_area: int,
-    flips: Sequence[tuple[int, ...]] = FLIPS,
+    device: torch.device = CPU,
 ) -> list[str]:
     """Every network whole in every flip, all their masks pooled, then NMS between masks and the loops."""
-    image = as_tensor(pixels)
+    image = as_tensor(pixels, device)
     pooled: list[tuple[float, Canvas]] = []
     for model in models:
-        for axes in flips:
+        for axes in FLIPS:
             seen = model([image.flip(axes) if axes else image])[0]
             masks = seen["masks"].flip(axes) if axes else seen["masks"]
             for mask, score, label in zip(masks, seen["scores"], seen["labels"], strict=True):
                 if float(score) >= floors[int(label) - 1]:
-                    pooled.append((float(score), mask[0].numpy() > 0.5))
+                    pooled.append((float(score), mask[0].cpu().numpy() > 0.5))
     pooled.sort(key=lambda cell: -cell[0])
     canvases = disjoint(mask_nms([canvas for _, canvas in pooled], 0.5))
     return [scan(canvas) for canvas in canvases if canvas.sum() >= max(1, min_area)]

@@ -45,12 +45,12 @@ def _kit(ensemble: Ensemble) -> Find:
 
 def _score(found: Sequence[tuple[TrueImage, list[str]]]) -> float:
     images = [
-        score_image(truth.id, truth.masks, [decode(rle, truth.size_hw) for rle in rles if rle], size(truth))
+        score_image(
+            truth.id,
+            truth.masks,
+            [decode(rle, truth.size_hw) for rle in rles if rle],
+            truth.size_hw[0] * truth.size_hw[1],
+        )
         for truth, rles in found
     ]
     return Score(tuple(images), tuple(truth.cell_type for truth, _ in found)).mean
-
-
-def size(truth: TrueImage) -> int:
-    """Pixels of an image."""
-    return truth.size_hw[0] * truth.size_hw[1]

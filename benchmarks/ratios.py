@@ -33,11 +33,11 @@ def one_network(image: CellImage, cells: int, rounds: int, device: torch.device)
     with TemporaryDirectory() as folder:
         subject = random_r50(image_tensor(image)[:1], cells, Path(folder))
         model = subject.model.to(device)
-        for fast in _kinds(device):
+        for fast in kit.kinds(device):
             ensemble = kit.load(subject.manifest, device, fast)
             yield against(
-                f"one R50, {cells} cells, {_words(device, fast)}",
-                lambda: opponents.notebook(model, image.pixels, subject.floors, LEAST_AREA),
+                f"one R50, {cells} cells, {kit.words(device, fast)}",
+                lambda: opponents.notebook(model, image.pixels, subject.floors, LEAST_AREA, device),
                 lambda ensemble=ensemble: kit.rows(ensemble, image),  # type: ignore[misc]
                 rounds,
                 "3",
@@ -49,14 +49,16 @@ def three_networks(image: CellImage, cells: int, device: torch.device) -> Iterat
     drawn = drawn_cells(cells)
     with TemporaryDirectory() as folder:
         subject = random_r50(image_tensor(image)[:1], cells, Path(folder))
-        theirs = [AgreedModel(subject.model.to(device), drawn, opponents.FLIPS)] * 3
+        theirs = [AgreedModel(subject.model.to(device), drawn, opponents.FLIPS, device)] * 3
         contenders: dict[str, Callable[[], object]] = {
-            "opponent": lambda: opponents.notebook_ensemble(theirs, image.pixels, subject.floors, LEAST_AREA)
+            "opponent": lambda: opponents.notebook_ensemble(
+                theirs, image.pixels, subject.floors, LEAST_AREA, device
+            )
         }
-        for fast in _kinds(device):
+        for fast in kit.kinds(device):
             ensemble = kit.load(subject.manifest, device, fast).with_overrides(views=FLIPS)
             agreed = replace(ensemble.members[0], network=AgreedNetwork(ensemble.members[0].network, drawn))
-            contenders[_words(device, fast)] = partial(
+            contenders[kit.words(device, fast)] = partial(
                 kit.rows, replace(ensemble, members=(agreed,) * 3), image
             )
         times = alternate(contenders, rounds=1, warm_up=0)
@@ -65,15 +67,6 @@ def three_networks(image: CellImage, cells: int, device: torch.device) -> Iterat
     for words, taken in times.items():
         what = f"three R50s x four flips, {cells} cells, {words}"
         yield Row(what, opponent, taken.median, opponent / taken.median, goal)
-
-
-def _kinds(device: torch.device) -> tuple[bool, ...]:
-    """Whether by fast arithmetic: no and yes on a CPU; a GPU has one way."""
-    return (False,) if device.type == "cuda" else (False, True)
-
-
-def _words(device: torch.device, fast: bool) -> str:
-    return "fp16" if device.type == "cuda" else "fp32-fast" if fast else "fp32"
 
 
 def rest(rounds: int) -> Iterator[Row]:

@@ -98,11 +98,10 @@ def test_agreed_models_answer_in_the_order_of_the_flips() -> None:
     drawn = ratios.drawn_cells(3)
     calls = count()
 
-    def model(images: object) -> list[dict[str, torch.Tensor]]:
+    def model(images: object) -> None:
         next(calls)
-        return [{"masks": torch.zeros(0)}]
 
-    agreed = AgreedModel(model, drawn, opponents.FLIPS)
+    agreed = AgreedModel(model, drawn, opponents.FLIPS, kit.CPU)
     seen = [agreed([])[0]["masks"] for _ in opponents.FLIPS]
     assert next(calls) == len(opponents.FLIPS)
     for masks, axes in zip(seen, opponents.FLIPS, strict=True):

