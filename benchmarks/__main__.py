@@ -2,7 +2,7 @@
 
 [--images DIR --truth train.csv ...] [--json FILE] [--plot FILE.png] [--rounds N] [--only SECTION ...]
 
-Everything is measured in turns with its opponent in the same process; nothing is asserted.
+Ratios and levers are measured in turns in one process, memory in new ones; nothing is asserted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
     add("--plot", type=Path, help="PNG of the scaling curves")
     add("--rounds", type=int, default=3)
     add("--cells", type=int, default=300, help="that the random R50 finds (default: %(default)s)")
-    add("--device", default="cpu")
+    add("--device", default="cpu", help="of ratios and stages; the others are of the CPU")
     add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)

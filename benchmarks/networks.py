@@ -44,7 +44,7 @@ class Subject:
 
 @torch.no_grad()
 def random_r50(image: Tensor, cells: int, folder: Path, seed: int = 0) -> Subject:
-    """An R50-FPN that finds about `cells` cells in an image, uint8 (1, H, W), and twice as many faint ones.
+    """An R50-FPN that finds about `cells` cells in an image, uint8 (1, H, W), and fainter boxes up to 700.
 
     Norms are set to what the image gives, so that signals neither fade nor explode; then the background's
     bias is moved until enough boxes reach the threshold. Masks fill their boxes.

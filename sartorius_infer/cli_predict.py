@@ -85,8 +85,8 @@ def _add_ensemble_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("auto", "fp32", "fp32-fast", "fp16", "bf16"),
         default="auto",
-        help="of the networks; auto is fp16 on a GPU, fp32 on the CPU; fp32-fast is fp32 with convolutions "
-        "rearranged for a CPU, equal to rounding",
+        help="of the networks; auto is fp16 on a GPU, fp32 on the CPU; fp32-fast is for CPUs: fp32 by faster "
+        "convolutions, whose last bits differ",
     )
 
 

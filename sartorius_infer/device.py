@@ -25,7 +25,7 @@ def keep_memory(device: torch.device) -> None:
     """Let this process keep the memory that it frees, if it computes on the CPU and its C library is glibc.
 
     Each image asks for the same arrays of many megabytes. Given back and mapped anew, their pages cost a
-    sixth of the default network's time or more; kept, they cost a tenth more memory at the peak.
+    quarter of the default network's CPU time; kept, they cost a tenth more memory at the peak.
     """
     mmap_max, trim_threshold = -4, -1  # malloc.h
     if device.type != "cpu":
@@ -91,6 +91,8 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
         return torch.float16 if device.type == "cuda" else torch.float32
     if name not in PRECISIONS:
         raise DeviceError(f"precision: expected auto, {', '.join(PRECISIONS)}, found {name!r}")
+    if name == "fp32-fast" and device.type != "cpu":
+        log.warning("fp32-fast is for CPUs: on %s it is fp32, and fp16 is the fast one", device)
     flags = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}
     if device.type == "cpu" and name in flags and not any(flag in _cpu_flags() for flag in flags[name]):
         log.warning("this CPU has no %s instructions: expect it to be far slower than fp32", name)

@@ -75,10 +75,10 @@ def test_contenders_take_turns() -> None:
 
 
 def test_a_ratio_is_the_median_of_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks: Iterator[float] = iter([0, 4, 0, 2, 0, 9, 0, 3, 0, 1, 0, 1])
+    ticks: Iterator[float] = iter([0, 4, 0, 1, 0, 9, 0, 3, 0, 2, 0, 1])
     monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(ticks)))
     row = timing.against("x", lambda: None, lambda: None, rounds=3, warm_up=0)
-    assert (row.opponent_s, row.kit_s, row.ratio) == (4, 2, 2)
+    assert (row.opponent_s, row.kit_s, row.ratio) == (4, 1, 3)
 
 
 @pytest.mark.parametrize("view", ratios.FLIPS)
@@ -115,7 +115,8 @@ def test_stages_and_floor_are_of_one_run(tmp_path: Path) -> None:
     seconds = stages.stages(file, ensemble, rounds=1)
     assert list(seconds)[:4] == ["decode", "resize", "body and pyramid", "RPN"]
     assert all(value >= 0 for name, value in seconds.items() if name != "rules")
-    assert 0 < seconds["floor"] < 2 * sum(seconds.values())
+    floor = seconds.pop("floor")
+    assert 0 < floor < 2 * sum(seconds.values())  # a busy machine may slow either
 
 
 @pytest.mark.slow

@@ -193,3 +193,10 @@ def test_kept_memory_is_not_mapped_anew() -> None:
     nothing = faults("raise SystemExit(print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt))")
     plain = faults('keep_memory(torch.device("cuda"))') - nothing
     assert faults('keep_memory(torch.device("cpu"))') - nothing < plain / 2
+
+
+def test_the_fast_way_is_for_cpus(caplog: pytest.LogCaptureFixture) -> None:
+    assert resolve_precision("fp32-fast", torch.device("cpu")) == torch.float32
+    assert not caplog.messages
+    assert resolve_precision("fp32-fast", torch.device("cuda")) == torch.float32
+    assert caplog.messages == ["fp32-fast is for CPUs: on cuda it is fp32, and fp16 is the fast one"]

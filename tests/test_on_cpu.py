@@ -9,16 +9,21 @@ from typing import Any
 import pytest
 import torch
 from detectron2_factories import network_of, settings_and_state
-from tiny import write_tiny
+from tiny import write_image, write_tiny
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
-from sartorius_infer.ensemble import load_ensemble
+from sartorius_infer.cli import main
+from sartorius_infer.ensemble import Ensemble, load_ensemble
+from sartorius_infer.networks.detectron2_modules import Detectron2Model
+from sartorius_infer.networks.detectron2_parts import Detectron2Parts
 from sartorius_infer.networks.on_cpu import fold_norms, quicken, use_winograd
 from sartorius_infer.networks.parts import NetworkParts
+from sartorius_infer.networks.preprocess import Preprocessing
 from sartorius_infer.networks.pyramid import PyramidNetwork
-from sartorius_infer.networks.torchvision_rcnn import build_model
+from sartorius_infer.networks.skeleton import skeleton
+from sartorius_infer.networks.torchvision_rcnn import TorchvisionNetwork, build_model
 
 BATCH = {"kind": "batch"}
 BODIES: dict[str, dict[str, Any]] = {
@@ -151,6 +156,68 @@ def test_detectron2_networks_too(norm: str, tmp_path: Path) -> None:
         after = network.features(images).maps
     compare(list(after.values()), list(before.values()), 2e-4)
     assert not kinds(network)["BatchNorm2d"]
+
+
+def test_detectron2_convolutions_gain_too() -> None:
+    with skeleton():
+        model = Detectron2Model(Detectron2Parts(), 3)
+    wide = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    wide = [m for m in wide if m.stride == (1, 1) and m.in_channels >= 128]
+    for norm in (m for m in model.modules() if hasattr(m, "norm")):
+        norm.norm = nn.Identity()  # as folding leaves it
+    use_winograd(model)
+    assert kinds(model)["WinogradConv2d"] == len(wide) > 15
+
+
+class Doubling(nn.Conv2d):
+    """A convolution that does more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_convolutions_of_others_are_left_alone() -> None:
+    shared, relu = nn.Conv2d(128, 128, 3, padding=1), nn.ReLU()
+    other = nn.Conv2d(128, 128, 1)
+    model = settled(
+        nn.Sequential(
+            *(Doubling(128, 128, 3, padding=1), nn.BatchNorm2d(128)),
+            *(shared, nn.BatchNorm2d(128), shared, relu, other, relu, nn.BatchNorm2d(128)),
+        )
+    ).double()
+    images = torch.randn((1, 128, 8, 8), dtype=torch.float64)
+    with torch.inference_mode():
+        before = model(images)
+        fold_norms(model)
+        torch.testing.assert_close(model(images), before)
+    use_winograd(model)
+    assert isinstance(model, nn.Sequential) and isinstance(model[0], Doubling)
+
+
+def test_on_a_cpu_the_mask_head_alone_changes_its_arithmetic() -> None:
+    moved = TorchvisionNetwork(made("resnet18", "norms everywhere"), Preprocessing(), torch.float32)
+    settled(moved)
+    torch.manual_seed(3)
+    rois = torch.randn((2, 128, 14, 14))
+    head = moved.model.roi_heads.mask_head
+    with torch.inference_mode():
+        before = head(rois)
+        moved.to(torch.device("cpu"))
+        compare([head(rois)], [before], 2e-4)
+    assert kinds(head)["WinogradConv2d"] == kinds(moved)["WinogradConv2d"] == 2
+    assert not kinds(head)["BatchNorm2d"] and kinds(moved)["BatchNorm2d"] > 20
+    assert moved.to("cpu") is moved
+
+
+def test_the_command_takes_the_fast_way_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Ensemble] = []
+    monkeypatch.setattr(Ensemble, "quicken", lambda ensemble: asked.append(ensemble))
+    files = {"--weights": write_tiny(tmp_path), "--images": write_image(tmp_path / "i.png")}
+    words = [str(word) for pair in files.items() for word in pair]
+    for precision in ("fp32", "fp32-fast"):
+        out = tmp_path / f"{precision}.csv"
+        assert main([*words, "--device", "cpu", "--precision", precision, "--out", str(out)]) == 0
+    assert len(asked) == 1
 
 
 def network(precision: torch.dtype, folder: Path) -> PyramidNetwork:

@@ -62,14 +62,15 @@ def test_the_compiler_is_whole_when_it_is_asked_for() -> None:
 def test_a_torchvision_that_wants_more_is_imported_as_it_is(tmp_path: Path) -> None:
     package = tmp_path / "torchvision"
     package.mkdir()
-    (package / "__init__.py").write_text("from torch._dynamo.utils import counters\n")
+    (package / "__init__.py").write_text("from . import ops\nimport torch\ntorch._dynamo.config\n")
+    (package / "ops.py").write_text("")
     in_a_new_process(
         f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport torch\n"
         "import importlib.util\n"
         f"spec = importlib.util.spec_from_file_location('light', {str(light())!r})\n"
         "light = importlib.util.module_from_spec(spec)\nspec.loader.exec_module(light)\n"
-        "import torchvision, torch._dynamo.utils\n"
-        "assert torchvision.counters is torch._dynamo.utils.counters"
+        "import torchvision, torch._dynamo.config\n"
+        "assert torchvision.ops.__name__ == 'torchvision.ops'"
     )
 
 

@@ -28,12 +28,17 @@ def import_torchvision() -> None:
         sys.modules |= {package.__name__: package, utilities.__name__: utilities}
         try:
             import_module("torchvision")
-        except ImportError:
-            pass  # a version that wants more
+        except Exception:  # a version that wants more, whatever it then trips over
+            pass
         finally:
             for name in _COMPILER:
                 del sys.modules[name]
     import_module("torchvision")
+    # What a first attempt had imported is not imported again, so nothing has bound it to its parent.
+    for name, module in list(sys.modules.items()):
+        parent, _, child = name.rpartition(".")
+        if name.startswith("torchvision.") and not hasattr(sys.modules[parent], child):
+            setattr(sys.modules[parent], child, module)
 
 
 import_torchvision()

@@ -6,6 +6,7 @@ convolutions run by Winograd's algorithm.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -13,9 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
+from sartorius_infer.networks.detectron2_modules import Conv
 from sartorius_infer.networks.winograd import FEWEST_CHANNELS, WinogradConv2d
+
+_PLAIN = (nn.Conv2d, Conv)
+"""Convolutions that do nothing else; a subclass of a plugin's may."""
 
 
 def quicken(model: nn.Module) -> None:
@@ -27,8 +34,11 @@ def quicken(model: nn.Module) -> None:
 
 def fold_norms(model: nn.Module) -> None:
     """Multiply each batch norm with fixed statistics into the convolution that feeds it alone."""
+    uses = Counter(id(child) for parent in model.modules() for child in parent._modules.values())
     for parent in model.modules():
         for conv, name in list(_pairs(parent)):
+            if uses[id(conv)] > 1 or type(conv) not in _PLAIN:
+                continue
             norm: Any = parent.get_submodule(name)
             if isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d) and norm.running_var is not None:
                 statistics: tuple[Any, ...] = (
@@ -43,17 +53,18 @@ def fold_norms(model: nn.Module) -> None:
 
 
 def _pairs(parent: nn.Module) -> Iterator[tuple[nn.Conv2d, str]]:
-    """Convolutions whose output goes to a child of `parent` and nowhere else, with that child's name.
+    """Convolutions whose output goes to a child of `parent`, with that child's name.
 
-    They are neighbours in a sequence, `convN` and `bnN` of a residual network, or a norm that the
-    convolution itself holds, as Detectron2's does.
+    They are neighbours in a sequence, `convN` and `bnN` of torchvision's residual networks, or a norm
+    that the convolution itself holds, as Detectron2's does.
     """
-    children = dict(parent.named_children())
-    if isinstance(parent, nn.Conv2d) and "norm" in children:
+    children = {name: child for name, child in parent._modules.items() if child is not None}
+    pairs: list[tuple[str, str]] = []
+    if isinstance(parent, Conv) and "norm" in children:
         yield parent, "norm"
-    if isinstance(parent, nn.Sequential):
+    elif isinstance(parent, nn.Sequential):
         pairs = list(pairwise(children))
-    else:
+    elif isinstance(parent, BasicBlock | Bottleneck | IntermediateLayerGetter):
         pairs = [(name, "bn" + name.removeprefix("conv")) for name in children if name.startswith("conv")]
     for first, second in pairs:
         conv = children[first]
@@ -72,8 +83,9 @@ def use_winograd(model: nn.Module) -> None:
 def _gains(conv: nn.Conv2d) -> bool:
     shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation
     return (
-        shape == ((3, 3), (1, 1), (1, 1), (1, 1))
+        type(conv) in _PLAIN
+        and shape == ((3, 3), (1, 1), (1, 1), (1, 1))
         and (conv.groups, conv.padding_mode) == (1, "zeros")
         and min(conv.in_channels, conv.out_channels) >= FEWEST_CHANNELS
-        and not list(conv.children())  # Detectron2's norm, where it could not be folded
+        and all(isinstance(child, nn.Identity) for child in conv.children())  # or a norm that stayed
     )

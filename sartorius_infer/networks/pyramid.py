@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from sartorius_infer.networks.base import Features
-from sartorius_infer.networks.on_cpu import quicken, use_winograd
+from sartorius_infer.networks.on_cpu import fold_norms, quicken, use_winograd
 from sartorius_infer.networks.preprocess import Preprocessing, network_input
 from sartorius_infer.views import IDENTITY, View
 
 
 class PyramidNetwork(nn.Module):
-    """A model with a `backbone`, which gives maps by name, and how its images are made."""
+    """A model with a `backbone`, which gives maps by name, and `roi_heads.mask_head`; how images are made."""
 
     def __init__(
         self, model: nn.Module, class_count: int, preprocessing: Preprocessing, precision: torch.dtype
@@ -40,22 +40,26 @@ class PyramidNetwork(nn.Module):
             padded_hw=(int(batch.shape[-2]), int(batch.shape[-1])),
         )
 
-    def to(self, device: torch.device) -> Self:  # type: ignore[override]
-        """The network on a device.
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As a module's own.
 
         On a CPU its mask head changes its arithmetic for speed. Nothing depends on the last bits of
         masks; those of boxes and scores decide who survives NMS, so there `quicken` waits to be asked.
         """
-        super().to(device)
-        if device.type == "cpu" and self.precision == torch.float32:
+        super().to(*args, **kwargs)
+        if self._on_cpu_in_float32():
+            fold_norms(self.model.roi_heads.mask_head)
             use_winograd(self.model.roi_heads.mask_head)
         return self
 
     def quicken(self) -> None:
         """On a CPU in float32, do everything by faster arithmetic that differs in the last bits."""
-        if next(self.parameters()).device.type == "cpu" and self.precision == torch.float32:
+        if self._on_cpu_in_float32():
             quicken(self.model)
             self.memory_format = torch.channels_last
+
+    def _on_cpu_in_float32(self) -> bool:
+        return self.precision == torch.float32 and next(self.parameters()).device.type == "cpu"
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """Computing in the network's precision on a device."""

@@ -32,6 +32,9 @@ class _Unfilled(TorchFunctionMode):
 
 @contextmanager
 def skeleton() -> Iterator[None]:
-    """Modules made inside have shapes and no storage, on the meta device."""
+    """Modules made inside have shapes and no storage, on the meta device.
+
+    ConvNeXt and Swin compute with such tensors as they are made, which imports the compiler all the same.
+    """
     with torch.device("meta"), _Unfilled():
         yield

@@ -50,7 +50,7 @@ _OUTPUT = torch.tensor(
 
 
 class WinogradConv2d(nn.Module):
-    """A 3 x 3 convolution of stride 1 and padding 1; float32 (B, C, H, W), any strides, to channels last.
+    """A 3 x 3 convolution of stride 1 and padding 1, for inference; its output lies channels last.
 
     Its rounding error is about three times that of the plain sum.
     """
