@@ -243,6 +243,9 @@ def load_network(
 
 
 def _assemble(manifest: Manifest, networks: Sequence[Network], device: torch.device) -> Ensemble:
+    for network in networks:
+        if isinstance(network, PyramidNetwork):
+            network.settle()
     members = tuple(
         _member(manifest.classes, spec, network, device)
         for spec, network in zip(manifest.models, networks, strict=True)

@@ -263,7 +263,8 @@ def test_the_config_alone_builds_the_same_network(
     spec = ModelSpec(
         name="r50", file="model_final.pth", preprocessing=config.preprocessing, detectron2=config.parts
     )
-    built = build_detectron2(spec, reference_state, torch.float32).to(torch.device("cpu"))
+    built = build_detectron2(spec, reference_state, torch.float32)
+    built.settle()
     assert built.parts == loaded.parts
     assert built.preprocessing == loaded.preprocessing
     expected = loaded.state_dict()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,17 +40,15 @@ class PyramidNetwork(nn.Module):
             padded_hw=(int(batch.shape[-2]), int(batch.shape[-1])),
         )
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """As a module's own.
+    def settle(self) -> None:
+        """Once it stands on its device, and nobody asks for its checkpoint's tensors any more.
 
         On a CPU its mask head changes its arithmetic for speed. Nothing depends on the last bits of
         masks; those of boxes and scores decide who survives NMS, so there `quicken` waits to be asked.
         """
-        super().to(*args, **kwargs)
         if self._on_cpu_in_float32():
             fold_norms(self.model.roi_heads.mask_head)
             use_winograd(self.model.roi_heads.mask_head)
-        return self
 
     def quicken(self) -> None:
         """On a CPU in float32, do everything by faster arithmetic that differs in the last bits."""
