@@ -15,7 +15,9 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
 from sartorius_infer.cli import main
-from sartorius_infer.ensemble import Ensemble, load_ensemble
+from sartorius_infer.ensemble import Ensemble, load_ensemble, load_network
+from sartorius_infer.importing import lean_state
+from sartorius_infer.manifest import ModelSpec
 from sartorius_infer.networks.detectron2_modules import Detectron2Model
 from sartorius_infer.networks.detectron2_parts import Detectron2Parts
 from sartorius_infer.networks.on_cpu import fold_norms, quicken, use_winograd
@@ -206,6 +208,17 @@ def test_on_a_cpu_the_mask_head_alone_changes_its_arithmetic() -> None:
         compare([head(rois)], [before], 2e-4)
     assert kinds(head)["WinogradConv2d"] == kinds(moved)["WinogradConv2d"] == 2
     assert not kinds(head)["BatchNorm2d"] and kinds(moved)["BatchNorm2d"] > 20
+
+
+def test_a_loaded_network_still_has_its_checkpoints_tensors() -> None:
+    """What `import` and the dataset write is read from it."""
+    parts = NetworkParts.model_validate(
+        {"body": "resnet18", **BODIES["resnet18"], **HEADS["norms everywhere"]}
+    )
+    state = settled(build_model(parts, 3)).state_dict()
+    spec = ModelSpec(name="n", file="n.pth")
+    network = load_network(spec, dict(state), torch.device("cpu"), torch.float32)
+    assert lean_state(spec, state, network).keys() == state.keys()
 
 
 def test_the_command_takes_the_fast_way_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
