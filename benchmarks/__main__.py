@@ -12,6 +12,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +25,7 @@ from benchmarks import kit, quality, ratios, stages, whole
 from benchmarks.networks import random_r50
 from benchmarks.timing import table
 from sartorius_infer.device import keep_memory, resolve_device
-from sartorius_infer.images import find_images, read_image
+from sartorius_infer.images import ImageFile, find_images, read_image
 from sartorius_infer.passes import image_tensor
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -69,7 +70,7 @@ def main() -> None:
 Section = Callable[[argparse.Namespace, torch.device], tuple[str, Any]]
 
 
-def _files(arguments: argparse.Namespace) -> list[Any]:
+def _files(arguments: argparse.Namespace) -> list[ImageFile]:
     """All images, the densest sample first."""
     return sorted(find_images(arguments.images), key=lambda file: not file.id.startswith(DENSE))
 
@@ -85,7 +86,7 @@ def _ratios(arguments: argparse.Namespace, device: torch.device) -> tuple[str, A
         [row.what, f"{row.opponent_s:.3g}", f"{row.kit_s:.3g}", f"{row.ratio:.1f}", row.goal] for row in rows
     ]
     head = ["", "opponent, s", "kit, s", "times as fast", "goal"]
-    return table(head, lines), [row.as_json() for row in rows]
+    return table(head, lines), [asdict(row) for row in rows]
 
 
 def _stages(arguments: argparse.Namespace, device: torch.device) -> tuple[str, Any]:

@@ -21,7 +21,7 @@ from sartorius_infer.device import keep_memory
 from sartorius_infer.ensemble import Ensemble
 from sartorius_infer.images import ImageFile, find_images, read_image
 from sartorius_infer.passes import image_tensor, predict
-from sartorius_infer.submission import open_writer
+from sartorius_infer.submission import encode_rows, open_writer
 from sartorius_infer.types import CellImage
 
 VIEWS = ("identity", "hflip", "vflip", "rot180")
@@ -52,9 +52,7 @@ def one_after_the_other(manifest: Path, files: Sequence[ImageFile]) -> Callable[
     def run() -> None:
         with TemporaryDirectory() as folder, open_writer(Path(folder) / "submission.csv", "kaggle") as writer:
             for file in files:
-                image = read_image(file)
-                rows = kit.rows(ensemble, image)
-                writer.write([f"{image.id},{row}\n" for row in rows])
+                writer.write(encode_rows(file.id, kit.rows(ensemble, read_image(file))))
 
     return run
 

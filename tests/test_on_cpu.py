@@ -212,10 +212,7 @@ def test_on_a_cpu_the_mask_head_alone_changes_its_arithmetic() -> None:
 
 def test_a_loaded_network_still_has_its_checkpoints_tensors() -> None:
     """What `import` and the dataset write is read from it."""
-    parts = NetworkParts.model_validate(
-        {"body": "resnet18", **BODIES["resnet18"], **HEADS["norms everywhere"]}
-    )
-    state = settled(build_model(parts, 3)).state_dict()
+    state = settled(made("resnet18", "norms everywhere")).state_dict()
     spec = ModelSpec(name="n", file="n.pth")
     network = load_network(spec, dict(state), torch.device("cpu"), torch.float32)
     assert lean_state(spec, state, network).keys() == state.keys()

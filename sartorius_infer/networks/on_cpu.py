@@ -37,10 +37,13 @@ def fold_norms(model: nn.Module) -> None:
     uses = Counter(id(child) for parent in model.modules() for child in parent._modules.values())
     for parent in model.modules():
         for conv, name in list(_pairs(parent)):
-            if uses[id(conv)] > 1 or type(conv) not in _PLAIN:
-                continue
             norm: Any = parent.get_submodule(name)
-            if isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d) and norm.running_var is not None:
+            alone = uses[id(conv)] == 1
+            if (
+                alone
+                and isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d)
+                and norm.running_var is not None
+            ):
                 statistics: tuple[Any, ...] = (
                     norm.running_mean,
                     norm.running_var,
@@ -60,7 +63,7 @@ def _pairs(parent: nn.Module) -> Iterator[tuple[nn.Conv2d, str]]:
     """
     children = {name: child for name, child in parent._modules.items() if child is not None}
     pairs: list[tuple[str, str]] = []
-    if isinstance(parent, Conv) and "norm" in children:
+    if type(parent) is Conv and "norm" in children:
         yield parent, "norm"
     elif isinstance(parent, nn.Sequential):
         pairs = list(pairwise(children))
@@ -68,7 +71,7 @@ def _pairs(parent: nn.Module) -> Iterator[tuple[nn.Conv2d, str]]:
         pairs = [(name, "bn" + name.removeprefix("conv")) for name in children if name.startswith("conv")]
     for first, second in pairs:
         conv = children[first]
-        if isinstance(conv, nn.Conv2d) and second in children:
+        if isinstance(conv, nn.Conv2d) and type(conv) in _PLAIN and second in children:
             yield conv, second
 
 
