@@ -185,12 +185,17 @@ def _relocate(content: dict[str, Any], folder: Path, out: Path) -> None:
 
 
 def _report(manifest: Manifest, start: Choice, tuned: Tuned) -> None:
+    from sartorius_infer.scoring import bootstrap
+
     gain = tuned.gain
+    low, high = bootstrap(tuned.unseen, tuned.seed)
     verdict = "a real gain" if gain.low > 0 else "a real loss" if gain.high < 0 else "no gain that is real"
-    print(f"images    {tuned.images}, {tuned.folds} folds")
-    print(f"start     {tuned.start:.4f}")
+    print(f"images    {len(tuned.unseen)}, {tuned.folds} folds")
+    print(f"start     {tuned.before.mean():.4f}")
     print(f"seen      {tuned.seen:.4f} (flatters: chosen on the same images)")
-    print(f"unseen    {tuned.unseen:.4f} (chosen without the image)")
+    print(f"unseen    {tuned.unseen.mean():.4f}, 95 % {low:.4f} to {high:.4f} (chosen without the image)")
+    for name, (count, before, unseen) in tuned.by_type().items():
+        print(f"  {name or 'untold':7} {before:.4f} -> {unseen:.4f} unseen, {count} images")
     print(f"gain      {gain.difference:+.4f}, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}: {verdict}")
     if gain.low <= 0:
         print("advice    keep the manifest as it is; more annotated images would tell more")
@@ -241,15 +246,16 @@ def _write(out: Path, content: dict[str, Any], tuned: Tuned) -> None:
     from sartorius_infer.files import atomic_file
     from sartorius_infer.manifest import Evidence, Manifest
 
+    gain = tuned.gain
     evidence = Evidence(
-        images=tuned.images,
+        images=len(tuned.unseen),
         folds=tuned.folds,
         seed=tuned.seed,
-        start=tuned.start,
+        start=float(tuned.before.mean()),
         seen=tuned.seen,
-        unseen=tuned.unseen,
-        low=tuned.gain.low,
-        high=tuned.gain.high,
+        unseen=float(tuned.unseen.mean()),
+        low=gain.low,
+        high=gain.high,
     )
     text = json.dumps(content | {"evidence": evidence.model_dump()}, indent=2, ensure_ascii=False)
     Manifest.model_validate_json(text)

@@ -16,7 +16,7 @@ from sartorius_infer.choices import Choice, coordinates
 from sartorius_infer.errors import TruthError
 from sartorius_infer.scoring import Comparison, bootstrap
 from sartorius_infer.trials import Scorer
-from sartorius_infer.types import Int64
+from sartorius_infer.types import Float64, Int64
 
 MOST_ROUNDS = 6
 
@@ -45,20 +45,33 @@ def search(scorer: Scorer, start: Choice, which: Int64) -> Choice:
 class Tuned:
     """What was chosen, and what speaks for it.
 
-    start   mean score of the choice that the search began with
-    seen    of the new one, on the images that it was chosen on
-    unseen  of one chosen without an image, on that image (cross-validation)
-    gain    unseen minus start, with its interval by paired bootstrap
+    before   score of each image by the choice that the search began with, float64 (N,)
+    unseen   by one chosen without the image (cross-validation), float64 (N,)
+    seen     mean by the new choice, on the images that it was chosen on
+    types    each image's cell type, "" where it is not told
     """
 
     choice: Choice
-    start: float
+    before: Float64
+    unseen: Float64
     seen: float
-    unseen: float
-    gain: Comparison
-    images: int
+    types: tuple[str, ...]
     folds: int
     seed: int
+
+    @property
+    def gain(self) -> Comparison:
+        """Of unseen over before, by paired bootstrap."""
+        gains = self.unseen - self.before
+        return Comparison(float(gains.mean()), *bootstrap(gains, self.seed), len(gains))
+
+    def by_type(self) -> dict[str, tuple[int, float, float]]:
+        """How many images, and the means before and unseen, of each cell type."""
+        of = np.array(self.types)
+        return {
+            kind: (int((of == kind).sum()), self.before[of == kind].mean(), self.unseen[of == kind].mean())
+            for kind in sorted(set(self.types))
+        }
 
 
 def tune(scorer: Scorer, start: Choice, folds: int = 5, seed: int = 0,
@@ -69,27 +82,15 @@ def tune(scorer: Scorer, start: Choice, folds: int = 5, seed: int = 0,
     """
     count = len(scorer.examples)
     require_folds(count, folds, seed)
-    fold_of = _folds([example.truth.cell_type for example in scorer.examples], folds, seed)
-    base = scorer(start)
+    types = tuple(example.truth.cell_type for example in scorer.examples)
+    fold_of = _folds(types, folds, seed)
     unseen = np.zeros(count)
     for fold in range(folds):
         held, others = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
         unseen[held] = scorer(search(scorer, start, others), held)
         on_fold(fold)
-    everything = np.arange(count)
-    chosen = search(scorer, start, everything)
-    low, high = bootstrap(unseen - base, seed)
-    gain = Comparison(float((unseen - base).mean()), low, high, count)
-    return Tuned(
-        chosen,
-        float(base.mean()),
-        float(scorer(chosen).mean()),
-        float(unseen.mean()),
-        gain,
-        count,
-        folds,
-        seed,
-    )
+    chosen = search(scorer, start, np.arange(count))
+    return Tuned(chosen, scorer(start), unseen, float(scorer(chosen).mean()), types, folds, seed)
 
 
 def require_folds(count: int, folds: int, seed: int) -> None:

@@ -18,7 +18,7 @@ from training.loop import Place, Trainer
 from training.model import build_learner
 from training.processes import Stop, process_group
 from training.recipe import Recipe, read_recipe
-from training.runfolder import STATE, copy_recipe, open_run, write_split
+from training.runfolder import FINAL, STATE, copy_recipe, open_run, write_split
 from training.sources import Example, parse_data, read_sources
 from training.splits import describe_split, some_of_each, split_examples
 from training.tables import draw_curves
@@ -152,7 +152,7 @@ def _finish(trainer: Trainer, out: Path, ended: bool, say: Tell) -> None:
     if trainer.best is None:
         trainer.write(out, None)
     else:
-        trainer.write(out / "final", None)
+        trainer.write(out / FINAL, None)
         say(f"best      mAP {trainer.best.score:.4f} at iteration {trainer.best_iteration}")
     say(f"{'ended' if ended else 'stopped':9} at iteration {trainer.iteration} of {trainer.total}")
     say(f"written   {out}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sartorius_infer.errors import first_line
 from sartorius_infer.files import atomic_file
 from sartorius_infer.networks.parts import flatten
 from training.errors import TrainingError
@@ -18,6 +19,8 @@ from training.tables import LOG, VALIDATION
 STATE = "last.pt"
 SPLIT = "split.json"
 RECIPE = "recipe.toml"
+FINAL = "final"
+"""The last weights, where the best are told by held-out images."""
 
 
 def open_run(out: Path, recipe: Path) -> None:
@@ -77,3 +80,16 @@ def write_split(out: Path, split: Mapping[str, Any]) -> None:
         require_same(path, "images", path.read_text(encoding="utf-8"), text)
     with atomic_file(path, "w") as file:
         file.write(text)
+
+
+def read_held_out(out: Path) -> tuple[str, ...]:
+    """The ids of the images that a run held out; raises TrainingError where it tells of none."""
+    path = out / SPLIT
+    try:
+        keys = json.loads(path.read_text(encoding="utf-8"))["validation"]
+        ids = tuple(str(key).split("/", 1)[1] for key in keys)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise TrainingError(f"{path}: expected the split of a run, found {first_line(error)}") from None
+    if not ids:
+        raise TrainingError(f"{path}: expected images that were held out, found none")
+    return ids
