@@ -11,10 +11,13 @@ import torch.distributed as dist
 from training_factories import make_recipe, read_examples, write_sartorius
 
 from sartorius_infer.ensemble import load_ensemble
+from sartorius_infer.instances import build_instances
 from sartorius_infer.manifest import load_manifest
-from sartorius_infer.metric import mean_ap
+from sartorius_infer.metric import mean_ap, score_image
+from sartorius_infer.passes import predict
 from sartorius_infer.ranks import Rank
-from sartorius_infer.types import Instances
+from sartorius_infer.rle import split_label_map
+from sartorius_infer.types import CellImage, Instances
 from training.errors import TrainingError
 from training.export import write_checkpoint
 from training.model import build_learner
@@ -39,12 +42,6 @@ def test_the_best_threshold_counts_for_each_type() -> None:
 
 
 def test_validation_is_the_kits_own_prediction_and_score(tmp_path: Path) -> None:
-    from sartorius_infer.instances import build_instances
-    from sartorius_infer.metric import score_image
-    from sartorius_infer.passes import predict
-    from sartorius_infer.rle import split_label_map
-    from sartorius_infer.types import CellImage
-
     recipe = make_recipe(store="float32", extra_classes=["cell"])
     examples = read_examples(write_sartorius(tmp_path / "d", images=3), recipe)
     state = build_learner(recipe, tmp_path).model.state_dict()
@@ -59,6 +56,25 @@ def test_validation_is_the_kits_own_prediction_and_score(tmp_path: Path) -> None
         scores.append(score_image(example.file.id, example.masks, masks, found.label_map.size))
         cells += len(found)
     assert (held.score, held.cells) == (pytest.approx(mean_ap(scores)), cells)
+
+
+def test_each_threshold_finds_its_own_consensus(tmp_path: Path) -> None:
+    thresholds = [0.05, 0.2, 0.25, 0.26, 0.27, 0.28, 0.3]
+    recipe = make_recipe(store="float32", rules={"consensus": "count"}, validation={"thresholds": thresholds})
+    examples = read_examples(write_sartorius(tmp_path / "d", images=4), recipe)
+    torch.manual_seed(1)
+    state = build_learner(recipe, tmp_path).model.state_dict()
+    tried = try_images(recipe, state, examples, torch.device("cpu"))
+    write_checkpoint(tmp_path / "run", recipe, state, "")
+    ensemble = load_ensemble([tmp_path / "run"], torch.device("cpu"))
+    winners: list[set[int]] = []
+    for example, known in zip(examples, tried, strict=True):
+        (prediction,) = predict(ensemble, [CellImage(example.file.id, example.pixels())])
+        every = [with_scores(recipe.final_rules, dict.fromkeys(recipe.classes, t)) for t in thresholds]
+        some = [build_instances(prediction, rules, recipe.classes) for rules in every]
+        assert known.cells == tuple(map(len, some))
+        winners.append({int(found.labels[0]) for found in some if len(found)})
+    assert max(map(len, winners)) > 1, "else nothing was tested"
 
 
 @pytest.mark.parametrize("store", ["float32", "float16", "int8"])
