@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Literal, NamedTuple, Self, TextIO
-
-import pandas as pd
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self, TextIO
 
 from sartorius_infer.errors import SubmissionError
 from sartorius_infer.files import atomic_file
 from sartorius_infer.rle import areas_and_boxes, decode, encode_coco, encode_label_map, shared_pixels
 from sartorius_infer.types import Instances, Int64
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ("id", "predicted")
 COMPETITION_SIZE_HW = (520, 704)
@@ -261,6 +262,8 @@ def _coco_entries(instances: Instances) -> Iterator[dict[str, object]]:
 
 def _table(path: Path) -> pd.DataFrame:
     """A CSV file as strings only. Raises SubmissionError if it is not one."""
+    import pandas as pd  # here, since most runs read no CSV, and its import is a tenth of the first image
+
     try:
         text = path.read_bytes().decode("utf-8-sig")
         table = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False, skip_blank_lines=False)
