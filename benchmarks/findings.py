@@ -257,7 +257,7 @@ def rule_tables(bench: Bench) -> dict[str, dict[str, Rules]]:
     }
     drop = rules.model_copy(update={"edge": rules.edge.model_copy(update={"mode": "drop"})})
     shared = {
-        "Consensus": ("consensus", ("score_sum", "count", "off")),
+        "Consensus": ("consensus", ("score_sum", "count", "surest", "off")),
         "Overlap survival": ("overlap_survival", (0.7, 0.0, 0.4, 0.5, 0.8, 0.9)),
         "Paste": ("paste", ("exact", "torchvision")),
         "Rescoring by the mask": ("rescore_by_mask", (False, True)),

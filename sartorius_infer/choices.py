@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from sartorius_infer.manifest import Fusion, Manifest
-from sartorius_infer.rules import ClassRule, EdgeThresholds, Rules
+from sartorius_infer.rules import ClassRule, Consensus, EdgeThresholds, Rules
 
 SCORES = tuple(round(0.05 * k, 2) for k in range(1, 20))
 MASKS = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
@@ -38,6 +38,18 @@ def choice_of(manifest: Manifest, apart: bool) -> Choice:
     return Choice(manifest.rules, manifest.fusion, weights)
 
 
+def starts(choice: Choice) -> list[Choice]:
+    """The choice, and the same with the consensus that suits low thresholds.
+
+    Under any other consensus low thresholds and that one must come together to be better, so that no search
+    by one setting at a time finds the way.
+    """
+    return [
+        choice,
+        *([] if choice.rules.consensus == "surest" else [_with_rules(choice, consensus="surest")]),
+    ]
+
+
 Moves = Callable[[Choice], Iterator[Choice]]
 """The choice with one setting at each value of its grid."""
 
@@ -59,7 +71,7 @@ def coordinates(classes: Sequence[str], members: int = 1, fine: bool = False) ->
         ]
     return [
         *settings,
-        ("consensus", _shared_setting("consensus", ("off", "count", "score_sum"))),
+        ("consensus", _shared_setting("consensus", get_args(Consensus))),
         ("overlap_survival", _shared_setting("overlap_survival", SURVIVALS)),
         ("rescore_by_mask", _shared_setting("rescore_by_mask", (False, True))),
         ("fill_holes", _shared_setting("fill_holes", (False, True))),

@@ -92,19 +92,21 @@ def score_floors(rules: Rules, classes: Sequence[str]) -> Float32:
 def consensus_label(scores: Float32, labels: Int64, rules: Rules, classes: Sequence[str]) -> int | None:
     """The one label that the image's cells, scores (N,) and labels (N,), agree on.
 
-    The cells that reach their class's plain score threshold vote. Ties go to the higher summed
-    score, then to the lower label. None where the rule is off or nobody votes. Asking again about
-    the cells of the winner alone gives the same answer.
+    The cells that reach their class's plain score threshold vote. Under `surest` they only name the
+    candidates, and all cells vote with the cube of their score: a few sure ones outdo many faint ones,
+    wherever the thresholds lie. Ties go to the voters' higher summed score, then to the lower label. None
+    where the rule is off or nobody votes. Asking again about the cells of the winner alone gives the same
+    answer.
     """
     if rules.consensus == "off":
         return None
     voters = scores >= _limits(rules, classes).score[0][labels - 1]
     votes = np.bincount(labels[voters], minlength=1)
     sums = np.bincount(labels[voters], weights=scores[voters], minlength=1)
-    ranks = [
-        (votes[label] if rules.consensus == "count" else sums[label], sums[label], -label)
-        for label in np.flatnonzero(votes).tolist()
-    ]
+    wide = scores.astype(np.float64)
+    cubes = np.bincount(labels, weights=wide * wide * wide, minlength=1)
+    weight = {"count": votes, "score_sum": sums, "surest": cubes}[rules.consensus]
+    ranks = [(weight[label], sums[label], -label) for label in np.flatnonzero(votes).tolist()]
     return -max(ranks)[2] if ranks else None
 
 

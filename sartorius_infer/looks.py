@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from sartorius_infer.errors import TruthError
 from sartorius_infer.instances import build_instances
 from sartorius_infer.metric import Mask
 from sartorius_infer.rle import run_pixels, split_label_map
-from sartorius_infer.rules import Rules
+from sartorius_infer.rules import Consensus, Rules
 from sartorius_infer.scoring import Found, FoundCell
 from sartorius_infer.types import Bool, Float32, Instances, Int64, Prediction
 
@@ -60,7 +59,7 @@ class Looks:
     images: Mapping[str, Look]
     classes: tuple[str, ...]
     floors: tuple[float, ...]
-    consensus: Literal["off", "count", "score_sum"] = "off"
+    consensus: Consensus = "off"
     scored: bool = True
 
 
@@ -148,10 +147,12 @@ def _leader(look: Look, looks: Looks, floors: Float32) -> int | None:
         return None
     ranks = []
     for label, scores in enumerate(look.votes, start=1):
-        voters = scores[scores >= floors[label - 1]].astype(np.float64)
+        wide = scores.astype(np.float64)
+        voters = wide[scores >= floors[label - 1]]
         if len(voters):
             total = float(voters.sum())
-            ranks.append((len(voters) if looks.consensus == "count" else total, total, -label))
+            weight = {"count": len(voters), "score_sum": total, "surest": float((wide * wide * wide).sum())}
+            ranks.append((weight[looks.consensus], total, -label))
     return -max(ranks)[2] if ranks else None
 
 

@@ -49,6 +49,9 @@ class EdgeRule(Settings):
     margin: Pixels = 0
 
 
+Consensus = Literal["off", "count", "score_sum", "surest"]
+
+
 class Rules(Settings):
     """Everything decided after the networks have spoken.
 
@@ -60,8 +63,10 @@ class Rules(Settings):
     rescore_by_mask: bool = Field(
         False, description="multiply each score by the mean probability inside its mask"
     )
-    consensus: Literal["off", "count", "score_sum"] = Field(
-        "off", description="keep only the image's leading class, by number or by summed score"
+    consensus: Consensus = Field(
+        "off",
+        description="keep only the image's leading class, by number, by summed score, or by the summed cubes "
+        "of all scores, those below the thresholds too",
     )
     overlap_survival: Fraction = Field(
         0.5, description="drop a cell that keeps less than this fraction once higher scores have claimed"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sartorius_infer.choices import Choice, coordinates
+from sartorius_infer.choices import Choice, coordinates, starts
 from sartorius_infer.errors import TruthError
 from sartorius_infer.scoring import Comparison, bootstrap
 from sartorius_infer.trials import Scorer
@@ -22,10 +22,17 @@ MOST_ROUNDS = 6
 
 
 def search(scorer: Scorer, start: Choice, which: Int64) -> Choice:
-    """What scores best on the examples numbered `which`, from `start`; ties keep what is.
+    """What scores best on the examples numbered `which`, from any of `choices.starts`; ties keep what is.
 
     Where one member alone is left with a vote, the fusion is that of `start`: no score spoke for another.
     """
+    chosen, _ = max((_climb(scorer, one, which) for one in starts(start)), key=lambda found: found[1])
+    alone = sum(weight > 0 for weight in chosen.weights) == 1
+    return replace(chosen, fusion=start.fusion) if alone else chosen
+
+
+def _climb(scorer: Scorer, start: Choice, which: Int64) -> tuple[Choice, float]:
+    """The choice that coordinate search ends with, and its score."""
     chosen, best = start, float(scorer(start, which).mean())
     for fine in (False, True):
         for _ in range(MOST_ROUNDS):
@@ -37,8 +44,7 @@ def search(scorer: Scorer, start: Choice, which: Int64) -> Choice:
                         chosen, best = candidate, score
             if best <= before + 1e-9:
                 break
-    alone = sum(weight > 0 for weight in chosen.weights) == 1
-    return replace(chosen, fusion=start.fusion) if alone else chosen
+    return chosen, best
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sartorius_infer.choices import IOUS, VOTES, Choice, choice_of, coordinates
+from sartorius_infer.choices import IOUS, VOTES, Choice, choice_of, coordinates, starts
 from sartorius_infer.manifest import Fusion, Manifest, ModelSpec
 from sartorius_infer.rules import ClassRule, EdgeThresholds, Rules
 
@@ -53,6 +53,12 @@ def test_the_last_member_keeps_its_vote() -> None:
     moves = dict(coordinates(CLASSES, 2))
     assert list(moves["weight 1"](alone)) == []
     assert len(list(moves["weight 0"](alone))) == len(VOTES)
+
+
+def test_the_search_starts_from_the_surest_consensus_too() -> None:
+    first, second = starts(START)
+    assert (first, changes(START, second), second.rules.consensus) == (START, ["consensus"], "surest")
+    assert starts(second) == [second]
 
 
 def test_no_classes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from scipy import ndimage
 
 from sartorius_infer.instances import build_instances, consensus_label, decisive, score_floors, select
 from sartorius_infer.paste import paste_cells
-from sartorius_infer.rules import ClassRule, EdgeRule, EdgeThresholds, Rules
+from sartorius_infer.rules import ClassRule, Consensus, EdgeRule, EdgeThresholds, Rules
 from sartorius_infer.types import Bool, Float32, Instances, Prediction
 
 EIGHT = np.ones((3, 3), bool)
@@ -32,8 +33,14 @@ def reference_consensus(prediction: Prediction, rules: Rules) -> int | None:
             totals.setdefault(label, []).append(float(score))
     if rules.consensus == "off" or not totals:
         return None
-    weigh = len if rules.consensus == "count" else sum
-    return max(totals, key=lambda label: (weigh(totals[label]), sum(totals[label]), -label))
+
+    def weigh(label: int) -> float:
+        if rules.consensus == "surest":
+            own = prediction.scores[prediction.labels == label].tolist()
+            return float(sum(score * score * score for score in own))
+        return len(totals[label]) if rules.consensus == "count" else sum(totals[label])
+
+    return max(totals, key=lambda label: (weigh(label), sum(totals[label]), -label))
 
 
 def reference_masks(prediction: Prediction, rules: Rules) -> list[tuple[float, Bool]]:
@@ -120,7 +127,7 @@ some_rules = st.builds(
     Rules,
     per_class=st.dictionaries(st.sampled_from(CLASSES), class_rules),
     rescore_by_mask=st.booleans(),
-    consensus=st.sampled_from(["off", "count", "score_sum"]),
+    consensus=st.sampled_from(get_args(Consensus)),
     overlap_survival=tenths,
     fill_holes=st.booleans(),
     edge=st.builds(
@@ -207,7 +214,7 @@ def test_edge_thresholds_that_are_off_decide_nothing(mode: str) -> None:
     assert decisive(ruling, CLASSES, []) == decisive(plain, CLASSES, [])
 
 
-@pytest.mark.parametrize("consensus", ["off", "count", "score_sum"])
+@pytest.mark.parametrize("consensus", get_args(Consensus))
 def test_no_cells(consensus: str) -> None:
     rules = Rules.model_validate({"consensus": consensus, "rescore_by_mask": True, "fill_holes": True})
     instances = build_instances(empty_prediction(SIZE_HW), rules, CLASSES)
@@ -440,6 +447,13 @@ def test_votes_are_cast_with_the_score_before_rescoring() -> None:
         ("count", [0.6, 0.6, 0.5], [3, 2, 1], 2),
         ("score_sum", [0.75, 0.5, 0.25, 0.5], [3, 2, 1, 2], 2),
         ("score_sum", [0.75, 0.75], [3, 2], 2),
+        ("surest", [0.5, 0.5, 0.5, 0.75], [3, 3, 3, 1], 1),
+        ("surest", [0.5, 0.5, 0.5, 0.5, 0.75], [3, 3, 3, 3, 1], 3),
+        ("surest", [0.75, 0.5, 0.49, 0.49, 0.49], [2, 2, 3, 3, 3], 2),
+        ("surest", [0.5, 0.4, 0.4, 0.4, 0.4], [1, 3, 3, 3, 3], 1),
+        ("surest", [0.5, 0.5, 0.4], [1, 3, 3], 3),
+        ("surest", [0.75, 0.75], [3, 2], 2),
+        ("surest", [0.4], [1], None),
     ],
 )
 def test_consensus(

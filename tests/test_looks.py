@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from sartorius_infer.looks import (
     visible,
 )
 from sartorius_infer.rle import split_label_map
-from sartorius_infer.rules import ClassRule, EdgeRule, EdgeThresholds, Rules
+from sartorius_infer.rules import ClassRule, Consensus, EdgeRule, EdgeThresholds, Rules
 from sartorius_infer.scoring import FoundCell
 from sartorius_infer.types import Instances, Prediction
 
@@ -46,7 +47,7 @@ def ruled(draw: st.DrawFn, **fixed: object) -> Rules:
     settings = {
         "per_class": st.fixed_dictionaries(dict.fromkeys(CLASSES, one)),
         "rescore_by_mask": st.booleans(),
-        "consensus": st.sampled_from(["count", "score_sum"]),
+        "consensus": st.sampled_from(["count", "score_sum", "surest"]),
         "overlap_survival": tenths,
         "fill_holes": st.booleans(),
         "edge": st.builds(
@@ -226,9 +227,9 @@ def test_thresholds_are_compared_as_float32() -> None:
     assert not visible(look, with_floors(looks, (0.36, 0.5, 0.5))).any()
 
 
-@pytest.mark.parametrize("consensus", ["off", "count", "score_sum"])
-def test_nothing_seen(consensus: str) -> None:
-    rules = Rules(consensus=consensus)  # type: ignore[arg-type]
+@pytest.mark.parametrize("consensus", get_args(Consensus))
+def test_nothing_seen(consensus: Consensus) -> None:
+    rules = Rules(consensus=consensus)
     looks = looks_of_predictions([empty_prediction(SIZE)], rules, CLASSES)
     look = looks.images["image"]
     assert (look.size_hw, look.masks, len(look.scores), len(look.labels), len(look.fixed)) == (

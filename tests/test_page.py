@@ -430,7 +430,7 @@ def test_thresholds_between_the_slider_s_steps(browser: Browser, case: Case) -> 
     assert told(browser) == summary(case, with_floors(looks, (0.01, 0.125, 0.125)))
 
 
-@pytest.mark.parametrize("consensus", ["off", "count"])
+@pytest.mark.parametrize("consensus", ["off", "count", "surest"])
 def test_other_rules_of_consensus(browser: Browser, case: Case, consensus: Any) -> None:
     looks = looks_of_predictions(case.predictions, RULES.model_copy(update={"consensus": consensus}), CLASSES)
     browser.open(write_page(case, consensus, looks, truth=True))
@@ -1044,7 +1044,7 @@ def test_the_leading_class_is_chosen_alike(browser: Browser, page: Path) -> None
     rng = np.random.default_rng(0)
     asked: list[Any] = []
     expected = []
-    for consensus in ("count", "score_sum"):
+    for consensus in ("count", "score_sum", "surest"):
         rules = Rules(consensus=consensus, per_class={n: ClassRule(score=0.35) for n in CLASSES})
         for _ in range(200):
             scores = (rng.integers(0, 5, 6) / 10 + 0.15).astype(np.float32)

@@ -14,7 +14,7 @@ from sartorius_infer.choices import Choice
 from sartorius_infer.errors import TruthError
 from sartorius_infer.manifest import Fusion
 from sartorius_infer.paste import PasteMode
-from sartorius_infer.rules import ClassRule, EdgeRule, EdgeThresholds, Rules
+from sartorius_infer.rules import ClassRule, Consensus, EdgeRule, EdgeThresholds, Rules
 from sartorius_infer.trials import Example, Scorer
 from sartorius_infer.truth import TrueImage
 
@@ -27,7 +27,7 @@ def any_rules(rng: np.random.Generator) -> Rules:
         per_class[name] = rule.model_copy(update={"edge": edge if rng.random() < 0.5 else None})
     return Rules(
         per_class=per_class,
-        consensus=("off", "count", "score_sum")[rng.integers(3)],
+        consensus=get_args(Consensus)[rng.integers(4)],
         overlap_survival=round(rng.random(), 1),
         rescore_by_mask=bool(rng.random() < 0.5),
         fill_holes=bool(rng.random() < 0.5),

@@ -41,7 +41,8 @@ function leader(image, floors) {
   image.votes.forEach((scores, index) => {
     const voters = scores.filter((score) => score >= Math.fround(floors[index]));
     const sum = voters.reduce((a, b) => a + b, 0);
-    const rank = DATA.consensus === "count" ? voters.length : sum;
+    const cubes = scores.reduce((a, b) => a + b * b * b, 0);
+    const rank = { count: voters.length, score_sum: sum, surest: cubes }[DATA.consensus];
     if (voters.length && (rank > best[0] || (rank === best[0] && sum > best[1]))) best = [rank, sum, index + 1];
   });
   return best[2];
