@@ -30,12 +30,13 @@ def test_every_recipe_exports_what_the_kit_reads_back(path: Path) -> None:
     assert recipe.name == path.stem or path.stem == "default"
 
 
-def test_default_recipe_is_the_network_of_the_default_checkpoint() -> None:
+@pytest.mark.parametrize("name", ["default", "default_short"])
+def test_default_recipes_are_the_network_of_the_default_checkpoint(name: str) -> None:
     from sartorius_infer.checkpoints import read_checkpoint
     from sartorius_infer.ensemble import default_manifest
     from sartorius_infer.manifest import load_manifest
 
-    recipe = read_recipe(next(path for path in RECIPES if path.stem == "default"))
+    recipe = read_recipe(next(path for path in RECIPES if path.stem == name))
     plan = load_manifest(default_manifest())
     spec = plan.manifest.models[0]
     parts, _ = resolve_parts(spec, read_checkpoint(plan.path(spec)).state)
