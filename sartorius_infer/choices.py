@@ -44,10 +44,9 @@ def starts(choice: Choice) -> list[Choice]:
     Under any other consensus low thresholds and that one must come together to be better, so that no search
     by one setting at a time finds the way.
     """
-    return [
-        choice,
-        *([] if choice.rules.consensus == "surest" else [_with_rules(choice, consensus="surest")]),
-    ]
+    if choice.rules.consensus == "surest":
+        return [choice]
+    return [choice, _with_rules(choice, consensus="surest")]
 
 
 Moves = Callable[[Choice], Iterator[Choice]]

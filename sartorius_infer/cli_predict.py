@@ -251,12 +251,10 @@ def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
     from sartorius_infer.describe import assumptions
     from sartorius_infer.device import keep_memory, resolve_device, resolve_precision
     from sartorius_infer.ensemble import find_weights, load_ensemble
-    from sartorius_infer.views import parse_view
+    from sartorius_infer.views import parse_views
 
     load_plugins(arguments)
-    views = [view.strip() for view in arguments.views.split(",")] if arguments.views else None
-    for view in views or ():
-        parse_view(view)
+    views = parse_views(arguments.views)
     device = resolve_device(arguments.device, rank.local if rank.count > 1 else None)
     keep_memory(device)
     ensemble = load_ensemble(arguments.weights, device, resolve_precision(arguments.precision, device))

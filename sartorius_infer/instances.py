@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from sartorius_infer.paste import Crop, paste_cells
-from sartorius_infer.rules import Rules
+from sartorius_infer.rules import Consensus, Rules
 from sartorius_infer.types import Bool, Float32, Instances, Int32, Int64, Prediction
 
 
@@ -90,7 +90,12 @@ def score_floors(rules: Rules, classes: Sequence[str]) -> Float32:
 
 
 def consensus_label(scores: Float32, labels: Int64, rules: Rules, classes: Sequence[str]) -> int | None:
-    """The one label that the image's cells, scores (N,) and labels (N,), agree on.
+    """The one label that the image's cells, scores (N,) and labels (N,), agree on, as `leading_label`."""
+    return leading_label(scores, labels, _limits(rules, classes).score[0], rules.consensus)
+
+
+def leading_label(scores: Float32, labels: Int64, floors: Float32, consensus: Consensus) -> int | None:
+    """The consensus of cells, scores (N,) and labels (N,), at plain score thresholds `floors` (K,).
 
     The cells that reach their class's plain score threshold vote. Under `surest` they only name the
     candidates, and all cells vote with the cube of their score: a few sure ones outdo many faint ones,
@@ -98,14 +103,15 @@ def consensus_label(scores: Float32, labels: Int64, rules: Rules, classes: Seque
     where the rule is off or nobody votes. Asking again about the cells of the winner alone gives the same
     answer.
     """
-    if rules.consensus == "off":
+    if consensus == "off":
         return None
-    voters = scores >= _limits(rules, classes).score[0][labels - 1]
+    voters = scores >= floors[labels - 1]
     votes = np.bincount(labels[voters], minlength=1)
     sums = np.bincount(labels[voters], weights=scores[voters], minlength=1)
-    wide = scores.astype(np.float64)
-    cubes = np.bincount(labels, weights=wide * wide * wide, minlength=1)
-    weight = {"count": votes, "score_sum": sums, "surest": cubes}[rules.consensus]
+    weight = votes if consensus == "count" else sums
+    if consensus == "surest":
+        wide = scores.astype(np.float64)
+        weight = np.bincount(labels, weights=wide * wide * wide)
     ranks = [(weight[label], sums[label], -label) for label in np.flatnonzero(votes).tolist()]
     return -max(ranks)[2] if ranks else None
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sartorius_infer.errors import TruthError
-from sartorius_infer.instances import build_instances
+from sartorius_infer.instances import build_instances, leading_label
 from sartorius_infer.metric import Mask
 from sartorius_infer.rle import run_pixels, split_label_map
 from sartorius_infer.rules import Consensus, Rules
@@ -142,18 +142,10 @@ def visible(look: Look, looks: Looks) -> Bool:
 
 
 def _leader(look: Look, looks: Looks, floors: Float32) -> int | None:
-    """As `instances.consensus_label`."""
-    if looks.consensus == "off" or not look.votes:
+    if not look.votes:
         return None
-    ranks = []
-    for label, scores in enumerate(look.votes, start=1):
-        wide = scores.astype(np.float64)
-        voters = wide[scores >= floors[label - 1]]
-        if len(voters):
-            total = float(voters.sum())
-            weight = {"count": len(voters), "score_sum": total, "surest": float((wide * wide * wide).sum())}
-            ranks.append((weight[looks.consensus], total, -label))
-    return -max(ranks)[2] if ranks else None
+    labels = np.repeat(np.arange(1, len(look.votes) + 1), [len(scores) for scores in look.votes])
+    return leading_label(np.concatenate(look.votes), labels, floors, looks.consensus)
 
 
 def shown_instances(image_id: str, look: Look, looks: Looks) -> Instances:

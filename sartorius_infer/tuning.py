@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -65,7 +66,7 @@ class Tuned:
     folds: int
     seed: int
 
-    @property
+    @cached_property
     def gain(self) -> Comparison:
         """Of unseen over before, by paired bootstrap."""
         gains = self.unseen - self.before

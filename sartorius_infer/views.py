@@ -94,3 +94,16 @@ def parse_view(text: str) -> View:
     if not low <= scale <= high:
         raise ManifestError(f"view {text!r}: expected a scale from {low} to {high}, found {scale:g}")
     return View(*_SYMMETRIES[found[1]], scale)
+
+
+def parse_views(text: str | None) -> list[str] | None:
+    """The names in a list such as `identity, hflip`; None where none is given.
+
+    Raises ManifestError as `parse_view` does.
+    """
+    if not text:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        parse_view(name)
+    return names

@@ -19,7 +19,7 @@ from sartorius_infer.errors import SartoriusError
 from sartorius_infer.images import ImageFile, find_images, read_image
 from sartorius_infer.passes import predict
 from sartorius_infer.predictions import save_prediction
-from sartorius_infer.views import parse_view
+from sartorius_infer.views import parse_views
 from training.errors import TrainingError
 from training.runfolder import FINAL, read_held_out
 
@@ -51,8 +51,6 @@ def pool(runs: Sequence[Path], images: Sequence[Path], out: Path, views: Sequenc
     ids = [file.id for some in held.values() for file in some]
     if twice := [image_id for image_id in ids if ids.count(image_id) > 1]:
         raise TrainingError(f"{runs[-1]}: expected images that no other run held out, found {twice[0]}")
-    for view in views or ():
-        parse_view(view)
     where = resolve_device(device)
     keep_memory(where)
     with tqdm(total=len(ids), unit=" image", dynamic_ncols=True) as bar:
@@ -75,9 +73,8 @@ def _held_out(run: Path, files: dict[str, ImageFile]) -> list[ImageFile]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when all is written, 1 for bad input."""
     given = parser().parse_args(arguments)
-    views = [view.strip() for view in given.views.split(",")] if given.views else None
     try:
-        count = pool(given.runs, given.images, given.out, views, given.device)
+        count = pool(given.runs, given.images, given.out, parse_views(given.views), given.device)
     except SartoriusError as error:
         print(error, file=sys.stderr)
         return 1

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sartorius_infer.instances import build_instances, score_floors
+from sartorius_infer.instances import build_instances, selector
 from sartorius_infer.metric import score_image
 from sartorius_infer.passes import predict
 from sartorius_infer.rle import split_label_map
@@ -48,14 +48,10 @@ def try_images(
     ensemble = as_ensemble(recipe, state, device)
     candidates = _candidates(recipe)
     # Thresholds rise, so what is below the first's is below all. Which label wins each decides by itself.
-    floors = score_floors(candidates[0], recipe.classes)
+    keep = selector(candidates[0].model_copy(update={"consensus": "off"}), recipe.classes)
     tried = []
     for example in examples:
-        (prediction,) = predict(
-            ensemble,
-            [CellImage(example.file.id, example.pixels())],
-            lambda scores, labels: scores >= floors[labels - 1],
-        )
+        (prediction,) = predict(ensemble, [CellImage(example.file.id, example.pixels())], keep)
         found = [_score(example, prediction, rules, recipe.classes) for rules in candidates]
         scores, cells = zip(*found, strict=True)
         tried.append(Tried(example.type or "several", scores, cells))

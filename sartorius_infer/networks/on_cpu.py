@@ -38,12 +38,8 @@ def fold_norms(model: nn.Module) -> None:
     for parent in model.modules():
         for conv, name in list(_pairs(parent)):
             norm: Any = parent.get_submodule(name)
-            alone = uses[id(conv)] == 1
-            if (
-                alone
-                and isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d)
-                and norm.running_var is not None
-            ):
+            fixed = isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d) and norm.running_var is not None
+            if fixed and uses[id(conv)] == 1:
                 statistics: tuple[Any, ...] = (
                     norm.running_mean,
                     norm.running_var,
