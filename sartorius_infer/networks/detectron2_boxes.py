@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
+from sartorius_infer.networks import roi_align
 from sartorius_infer.networks.detectron2_parts import Detectron2Pool
 
 LOG_SCALE_LIMIT = math.log(1000.0 / 16)
@@ -87,21 +87,20 @@ def pyramid_level(boxes: Tensor, levels: Sequence[int]) -> Tensor:
     return level.clamp(levels[0], levels[-1]).to(torch.int64)
 
 
-def pool_rois(maps: Mapping[str, Tensor], levels: Sequence[int], boxes: Sequence[Tensor],
-              pool: Detectron2Pool) -> Tensor:  # fmt: skip
+def pool_rois(
+    maps: Mapping[str, Tensor], levels: Sequence[int], boxes: Sequence[Tensor], pool: Detectron2Pool
+) -> Tensor:
     """RoI features (N, C, size, size) of every image's boxes (network pixels), in their order.
 
     maps: level "p2", "p3", ... -> (B, C, h, w), of which `levels` take part.
     """
-    owner = torch.cat([torch.full((len(b), 1), float(i), device=b.device) for i, b in enumerate(boxes)])
-    every = torch.cat(list(boxes))
-    rois = torch.cat((owner, every), dim=1)
-    first = maps[f"p{levels[0]}"]
-    pooled = first.new_zeros((len(rois), first.shape[1], pool.size, pool.size))
-    chosen = pyramid_level(every, levels)
-    for level in levels:
-        here = torch.nonzero(chosen == level)[:, 0]
-        pooled[here] = roi_align(
-            maps[f"p{level}"], rois[here], pool.size, 0.5**level, pool.sampling_ratio, pool.aligned
-        )
-    return pooled
+    chosen = pyramid_level(torch.cat(list(boxes)), levels) - levels[0]
+    return roi_align.pool_rois(
+        [maps[f"p{level}"] for level in levels],
+        [0.5**level for level in levels],
+        chosen,
+        boxes,
+        pool.size,
+        pool.sampling_ratio,
+        pool.aligned,
+    )

@@ -34,7 +34,7 @@ class PyramidNetwork(nn.Module):
         with self.autocast(batch.device):
             maps = self.model.backbone(batch.contiguous(memory_format=self.memory_format))
         return Features(
-            maps={name: level.float().contiguous() for name, level in maps.items()},
+            maps={name: level.float().contiguous(memory_format=self.memory_format) for name, level in maps.items()},
             image_hws=tuple((int(i.shape[-2]), int(i.shape[-1])) for i in images),
             input_hws=input_hws,
             padded_hw=(int(batch.shape[-2]), int(batch.shape[-1])),

@@ -20,6 +20,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead, concat_box_prediction_layers
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import LevelMapper
 
 from sartorius_infer.errors import CheckpointError
 from sartorius_infer.networks.base import Detections, Features, require_finite
@@ -27,6 +28,7 @@ from sartorius_infer.networks.bodies import make_backbone, make_norm
 from sartorius_infer.networks.parts import PRESETS, NetworkParts, RoiPool, flatten, merge
 from sartorius_infer.networks.preprocess import Preprocessing
 from sartorius_infer.networks.pyramid import PyramidNetwork
+from sartorius_infer.networks.roi_align import pool_rois
 from sartorius_infer.networks.skeleton import skeleton
 from sartorius_infer.networks.state import load_state
 from sartorius_infer.networks.torchvision_keys import (
@@ -96,12 +98,21 @@ class TorchvisionNetwork(PyramidNetwork):
         return list(chosen.sigmoid().split([len(b) for b in boxes]))
 
     def _pool(self, pool: MultiScaleRoIAlign, features: Features, boxes: list[Tensor]) -> Tensor:
-        # Torchvision keeps the scales that it guessed from the first image it ever saw; guessed
-        # anew, an image's result does not depend on what came before it.
-        pool.scales = None
-        pool.map_levels = None
-        rois: Tensor = pool(dict(features.maps), boxes, list(features.input_hws))
-        return rois
+        """RoI features by torchvision's rules: scales guessed from heights, levels by the area of boxes."""
+        maps = [level for name, level in features.maps.items() if name in pool.featmap_names]
+        height = max(height for height, _ in features.input_hws)
+        halvings = (-torch.tensor([level.shape[-2] / height for level in maps]).log2().round()).tolist()
+        level_of = LevelMapper(
+            int(halvings[0]), int(halvings[-1]), pool.canonical_scale, pool.canonical_level
+        )
+        return pool_rois(
+            maps,
+            [0.5**halved for halved in halvings],
+            level_of(boxes),
+            boxes,
+            pool.output_size[0],
+            pool.sampling_ratio,
+        )
 
 
 def build_model(parts: NetworkParts, class_count: int) -> MaskRCNN:
