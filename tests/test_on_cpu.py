@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from detectron2_factories import network_of, settings_and_state
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import write_image, write_tiny
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
@@ -20,7 +22,7 @@ from sartorius_infer.importing import lean_state
 from sartorius_infer.manifest import ModelSpec
 from sartorius_infer.networks.detectron2_modules import Detectron2Model
 from sartorius_infer.networks.detectron2_parts import Detectron2Parts
-from sartorius_infer.networks.on_cpu import fold_norms, quicken, use_winograd
+from sartorius_infer.networks.on_cpu import StemPool, fold_norms, quicken, use_stem_pool, use_winograd
 from sartorius_infer.networks.parts import NetworkParts
 from sartorius_infer.networks.preprocess import Preprocessing
 from sartorius_infer.networks.pyramid import PyramidNetwork
@@ -249,3 +251,54 @@ def test_half_precision_is_left_alone(tmp_path: Path) -> None:
     before = kinds(half)
     half.quicken()
     assert kinds(half) == before
+
+
+@settings(max_examples=60)
+@given(
+    size_hw=st.tuples(st.integers(1, 33), st.integers(1, 33)),
+    batch=st.integers(0, 3),
+    channels_last=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_the_stems_pooling_is_torchs_to_the_bit(
+    size_hw: tuple[int, int], batch: int, channels_last: bool, seed: int
+) -> None:
+    values = (
+        torch.randn((batch, 3, *size_hw), generator=torch.Generator().manual_seed(seed)).relu() - seed % 2
+    )
+    if channels_last:
+        values = values.contiguous(memory_format=torch.channels_last)
+    before = values.clone()
+    found = StemPool()(values)
+    assert torch.equal(found, nn.functional.max_pool2d(values, 3, stride=2, padding=1))
+    assert torch.equal(values, before), "what was pooled is as it was"
+
+
+def test_not_a_number_passes_through_the_stems_pooling() -> None:
+    values = torch.zeros((1, 1, 8, 8))
+    values[0, 0, 3, 4] = torch.nan
+    expected = nn.functional.max_pool2d(values, 3, stride=2, padding=1)
+    torch.testing.assert_close(StemPool()(values), expected, equal_nan=True, rtol=0, atol=0)
+
+
+def test_only_the_pooling_of_stems_is_replaced() -> None:
+    others = [
+        nn.MaxPool2d(3, stride=1, padding=1),
+        nn.MaxPool2d(2, stride=2),
+        nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
+        nn.AvgPool2d(3, stride=2, padding=1),
+    ]
+    model = nn.Sequential(*others, nn.MaxPool2d(3, stride=2, padding=1))
+    use_stem_pool(model)
+    assert list(model)[:-1] == others and isinstance(model[-1], StemPool)
+
+
+@pytest.mark.parametrize("kind", ["torchvision", "detectron2"])
+def test_networks_on_a_cpu_have_it(kind: str, tmp_path: Path) -> None:
+    if kind == "torchvision":
+        model = made("resnet18", "plain heads")
+        network: PyramidNetwork = TorchvisionNetwork(model, Preprocessing(), torch.float32)
+    else:
+        network = network_of(*settings_and_state(), tmp_path)
+    network.settle()
+    assert sum(isinstance(module, StemPool) for module in network.modules()) == 1

@@ -61,10 +61,12 @@ class Stem(nn.Module):
     def __init__(self, channels: int, norm: Norm) -> None:
         super().__init__()
         self.conv1 = Conv(3, channels, 7, norm, stride=2, bias=False)
+        self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, channels, H / 4, W / 4)."""
-        return F.max_pool2d(F.relu(self.conv1(x)), kernel_size=3, stride=2, padding=1)
+        pooled: Tensor = self.pool(F.relu(self.conv1(x)))
+        return pooled
 
 
 class BasicBlock(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sartorius_infer.networks.base import Features
-from sartorius_infer.networks.on_cpu import fold_norms, quicken, use_winograd
+from sartorius_infer.networks.on_cpu import fold_norms, quicken, use_stem_pool, use_winograd
 from sartorius_infer.networks.preprocess import Preprocessing, network_input
 from sartorius_infer.views import IDENTITY, View
 
@@ -34,7 +34,10 @@ class PyramidNetwork(nn.Module):
         with self.autocast(batch.device):
             maps = self.model.backbone(batch.contiguous(memory_format=self.memory_format))
         return Features(
-            maps={name: level.float().contiguous(memory_format=self.memory_format) for name, level in maps.items()},
+            maps={
+                name: level.float().contiguous(memory_format=self.memory_format)
+                for name, level in maps.items()
+            },
             image_hws=tuple((int(i.shape[-2]), int(i.shape[-1])) for i in images),
             input_hws=input_hws,
             padded_hw=(int(batch.shape[-2]), int(batch.shape[-1])),
@@ -47,6 +50,7 @@ class PyramidNetwork(nn.Module):
         masks; those of boxes and scores decide who survives NMS, so there `quicken` waits to be asked.
         """
         if self._on_cpu_in_float32():
+            use_stem_pool(self.model)
             fold_norms(self.model.roi_heads.mask_head)
             use_winograd(self.model.roi_heads.mask_head)
 
