@@ -47,6 +47,24 @@ def test_a_first_prediction_does_without_compiler_and_tables(tmp_path: Path) -> 
     )
 
 
+def test_garbage_is_not_looked_for_while_torch_is_imported(tmp_path: Path) -> None:
+    """The first collection comes after it, the process is as it was then, and a second run adds nothing."""
+    manifest, image = write_tiny(tmp_path / "w"), write_image(tmp_path / "i.png")
+    words = ["--weights", str(manifest), "--images", str(image), "--out", str(tmp_path / "s.csv")]
+    in_a_new_process(
+        "import gc, sys\nfrom sartorius_infer.cli import main\n"
+        "gc.collect()\n"
+        "seen = []\n"
+        "gc.callbacks.append(lambda *_: seen.append('torch' in sys.modules and 'sartorius_infer.runs' not in "
+        "sys.modules))\n"
+        f"assert main({words!r}) == 0\n"
+        "kept = gc.get_freeze_count()\n"
+        "assert not any(seen) and gc.isenabled() and kept > 100_000\n"
+        f"assert main({words!r}) == 0\n"
+        "assert gc.get_freeze_count() <= kept"
+    )
+
+
 @pytest.mark.slow
 def test_the_compiler_is_whole_when_it_is_asked_for() -> None:
     in_a_new_process(
