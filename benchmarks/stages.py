@@ -25,11 +25,12 @@ from sartorius_infer.instances import build_instances
 from sartorius_infer.manifest import Fusion
 from sartorius_infer.networks.on_cpu import fold_norms, use_winograd
 from sartorius_infer.networks.preprocess import network_input
+from sartorius_infer.networks.roi_align import by_kernel
 from sartorius_infer.networks.winograd import WinogradConv2d
 from sartorius_infer.passes import image_tensor, predict
 from sartorius_infer.paste import paste_cells
 from sartorius_infer.submission import SubmissionWriter
-from sartorius_infer.types import Prediction
+from sartorius_infer.types import CellImage, Prediction
 from sartorius_infer.views import IDENTITY
 
 
@@ -134,6 +135,7 @@ def levers(file: ImageFile, cells: int, rounds: int) -> Iterator[tuple[str, floa
             "no folded norms": _without(subject.manifest, image, fold=False),
             "no channels last": _without(subject.manifest, image, channels_last=False),
             "no Winograd": _without(subject.manifest, image, winograd=False),
+            "no RoIAlign by sums": _with_kernel(everything, image),
             "masks of all boxes (no threshold pushdown)": lambda: kit.decide(
                 everything, predict(everything, [image])[0]
             ),
@@ -142,6 +144,16 @@ def levers(file: ImageFile, cells: int, rounds: int) -> Iterator[tuple[str, floa
     whole = times["all on (fp32-fast)"]
     for name, seconds in times.items():
         yield name, seconds.median, seconds.median / whole.median
+
+
+def _with_kernel(ensemble: Ensemble, image: CellImage) -> Callable[[], object]:
+    """The kit with torchvision's RoIAlign."""
+
+    def run() -> object:
+        with patch("sartorius_infer.networks.torchvision_rcnn.pool_rois", by_kernel):
+            return kit.rows(ensemble, image)
+
+    return run
 
 
 def _without(

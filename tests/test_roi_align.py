@@ -17,7 +17,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops import roi_align as kernel
 
 from sartorius_infer.networks import Features, roi_align
-from sartorius_infer.networks.roi_align import pool_rois
+from sartorius_infer.networks.roi_align import Rois, pool_rois
 from sartorius_infer.networks.torchvision_rcnn import TorchvisionNetwork
 
 
@@ -71,7 +71,7 @@ def test_bins_are_means_of_bilinear_samples(ratio: int, aligned: bool) -> None:
     size, scale = 3, 0.25
     maps = maps_of([(9, 14)], channels=2)
     boxes = boxes_in((36, 56), 12, ratio, beyond=0.3)
-    found = pool_rois(maps, [scale], torch.zeros(12, dtype=torch.int64), [boxes], size, ratio, aligned)
+    found = pool_rois(Rois(maps, [scale], torch.zeros(12, dtype=torch.int64), [boxes]), size, ratio, aligned)
     for k, box in enumerate(boxes.double() * scale - (0.5 if aligned else 0.0)):
         x1, y1, x2, y2 = box.tolist()
         if not aligned:
@@ -115,7 +115,7 @@ def test_torchvisions_kernel_gives_the_same(
     levels = torch.randint(-1, len(maps) + 1, (sum(counts),), generator=draw)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(roi_align, "ROWS_AT_ONCE", at_once)
-        found = pool_rois(maps, scales, levels, boxes, size, ratio, aligned)
+        found = pool_rois(Rois(maps, scales, levels, boxes), size, ratio, aligned)
     expected = torch.zeros((sum(counts), 3, size, size))
     owners = [image for image, count in enumerate(counts) for _ in range(count)]
     for k, (image, box) in enumerate(zip(owners, torch.cat(boxes), strict=True)):
@@ -156,8 +156,8 @@ def test_maps_that_are_not_float32_go_to_torchvisions_kernel() -> None:
     maps = [level.double() for level in maps_of([(20, 30), (10, 15)])]
     boxes = boxes_in((80, 120), 9, 0).double()
     levels = torch.arange(9) % 2
-    found = pool_rois(maps, [0.25, 0.125], levels, [boxes], 7, 2)
-    floats = pool_rois([m.float() for m in maps], [0.25, 0.125], levels, [boxes.float()], 7, 2)
+    found = pool_rois(Rois(maps, [0.25, 0.125], levels, [boxes]), 7, 2)
+    floats = pool_rois(Rois([m.float() for m in maps], [0.25, 0.125], levels, [boxes.float()]), 7, 2)
     assert found.dtype == torch.float64
     torch.testing.assert_close(found.float(), floats, rtol=0, atol=5e-6)
 
@@ -170,7 +170,7 @@ def test_an_image_does_not_depend_on_how_many_cores_there_are() -> None:
         found = []
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            found.append(pool_rois(maps, [0.25, 0.125], levels, [boxes], 7, 2))
+            found.append(pool_rois(Rois(maps, [0.25, 0.125], levels, [boxes]), 7, 2))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])

@@ -94,13 +94,10 @@ def pool_rois(
 
     maps: level "p2", "p3", ... -> (B, C, h, w), of which `levels` take part.
     """
-    chosen = pyramid_level(torch.cat(list(boxes)), levels) - levels[0]
-    return roi_align.pool_rois(
-        [maps[f"p{level}"] for level in levels],
-        [0.5**level for level in levels],
-        chosen,
-        boxes,
-        pool.size,
-        pool.sampling_ratio,
-        pool.aligned,
+    rois = roi_align.Rois(
+        maps=[maps[f"p{level}"] for level in levels],
+        scales=[0.5**level for level in levels],
+        levels=pyramid_level(torch.cat(list(boxes)), levels) - levels[0],
+        boxes=boxes,
     )
+    return roi_align.pool_rois(rois, pool.size, pool.sampling_ratio, pool.aligned)

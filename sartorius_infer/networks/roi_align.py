@@ -9,6 +9,8 @@ where torchvision's stand; sums differ in the last bits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -19,68 +21,89 @@ ROWS_AT_ONCE = 1 << 22
 """Rows that are summed in one call: 32 MiB of their numbers and weights."""
 
 
-def pool_rois(
-    maps: Sequence[Tensor],
-    scales: Sequence[float],
-    levels: Tensor,
-    boxes: Sequence[Tensor],
-    size: int,
-    sampling_ratio: int,
-    aligned: bool = False,
-) -> Tensor:
-    """RoI features float32 (K, C, size, size) of every image's boxes, in their order.
+@dataclass(frozen=True, eq=False)
+class Rois:
+    """K boxes on the maps of a pyramid.
 
-    maps            of each level, float32 (B, C, h, w)
-    scales          of each level, its pixels per pixel of the boxes
-    levels          int64 (K,), which of `maps` each box is pooled from; beyond them its features are 0
-    boxes           for each image float32 (N, 4) xyxy
+    maps    of each level, float32 (B, C, h, w)
+    scales  of each level, its pixels per pixel of the boxes
+    levels  int64 (K,), which of `maps` each box lies on; beyond them its features are 0
+    boxes   for each image float32 (N, 4) xyxy
+    """
+
+    maps: Sequence[Tensor]
+    scales: Sequence[float]
+    levels: Tensor
+    boxes: Sequence[Tensor]
+
+    @cached_property
+    def every(self) -> Tensor:
+        """The boxes of all images, float32 (K, 4)."""
+        return torch.cat(list(self.boxes))
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The number of the image that each box belongs to, int64 (K,)."""
+        return torch.cat([torch.full((len(b),), i, device=b.device) for i, b in enumerate(self.boxes)])
+
+
+def pool_rois(rois: Rois, size: int, sampling_ratio: int, aligned: bool = False) -> Tensor:
+    """RoI features float32 (K, C, size, size).
+
     sampling_ratio  samples per bin and axis; 0 takes one per pixel of the map
     aligned         pixel centres lie at half coordinates (ROIAlignV2)
     """
-    every = torch.cat(list(boxes))
-    images = torch.cat([torch.full((len(b),), i, device=b.device) for i, b in enumerate(boxes)])
-    if every.device.type == "cpu" and maps[0].dtype == torch.float32:
-        pooled = maps[0].new_zeros((len(every), size, size, maps[0].shape[1]))
-        there = torch.nonzero((levels >= 0) & (levels < len(maps)))[:, 0]
-        table = _Table(maps, scales, levels[there], images[there])
-        for some, sums in _weighted_sums(table, every[there], size, sampling_ratio, aligned):
-            pooled[there[some]] = sums
-        return pooled.permute(0, 3, 1, 2)
-    pooled = maps[0].new_zeros((len(every), maps[0].shape[1], size, size))
-    rois = torch.cat((images[:, None].to(every.dtype), every), dim=1)
-    for level, (features, scale) in enumerate(zip(maps, scales, strict=True)):
-        here = torch.nonzero(levels == level)[:, 0]
-        pooled[here] = roi_align(features, rois[here], size, scale, sampling_ratio, aligned)
+    features = rois.maps[0]
+    fast = features.device.type == "cpu" and features.dtype == torch.float32
+    return (by_sums if fast else by_kernel)(rois, size, sampling_ratio, aligned)
+
+
+def by_kernel(rois: Rois, size: int, sampling_ratio: int, aligned: bool = False) -> Tensor:
+    """`pool_rois` by torchvision's kernel, level after level, on any device."""
+    pooled = rois.maps[0].new_zeros((len(rois.every), rois.maps[0].shape[1], size, size))
+    rows = torch.cat((rois.images[:, None].to(rois.every.dtype), rois.every), dim=1)
+    for level, (features, scale) in enumerate(zip(rois.maps, rois.scales, strict=True)):
+        here = torch.nonzero(rois.levels == level)[:, 0]
+        pooled[here] = roi_align(features, rows[here], size, scale, sampling_ratio, aligned)
     return pooled
 
 
-class _Table:
-    """The pixels of all maps as rows (P, C), and where in it the map of each of K RoIs lies.
+def by_sums(rois: Rois, size: int, sampling_ratio: int, aligned: bool = False) -> Tensor:
+    """`pool_rois` by weighted sums, for float32 on a CPU; the result lies channels last."""
+    pooled = rois.maps[0].new_zeros((len(rois.every), size, size, rois.maps[0].shape[1]))
+    there = torch.nonzero((rois.levels >= 0) & (rois.levels < len(rois.maps)))[:, 0]
+    table = _Table(rois, there)
+    for some, sums in _weighted_sums(table, size, sampling_ratio, aligned):
+        pooled[there[some]] = sums
+    return pooled.permute(0, 3, 1, 2)
 
-    first int64 (K,) is the row of the map's first pixel, hw float32 (K, 2) its size, scale (K,) its pixels
-    per pixel of the boxes.
+
+class _Table:
+    """The pixels of all maps as rows (P, C), and K boxes on them.
+
+    boxes float32 (K, 4) are in pixels of their maps; first int64 (K,) is the row of each one's map's first
+    pixel, hw float32 (K, 2) that map's size.
     """
 
-    def __init__(
-        self, maps: Sequence[Tensor], scales: Sequence[float], levels: Tensor, images: Tensor
-    ) -> None:
-        sizes = torch.tensor([m.shape[-2:] for m in maps])
+    def __init__(self, rois: Rois, there: Tensor) -> None:
+        batch, channels = rois.maps[0].shape[:2]
+        sizes = torch.tensor([m.shape[-2:] for m in rois.maps])
         pixels = sizes.prod(dim=1)
-        ends = (pixels * len(maps[0])).cumsum(0)
-        before = ends - pixels * len(maps[0])
-        self.rows = maps[0].new_empty((int(ends[-1]), maps[0].shape[1]))
-        for level, rows in zip(maps, torch.tensor_split(self.rows, ends[:-1]), strict=True):
+        ends = (pixels * batch).cumsum(0)
+        self.rows = rois.maps[0].new_empty((int(ends[-1]), channels))
+        for level, rows in zip(rois.maps, torch.tensor_split(self.rows, ends[:-1]), strict=True):
             rows.view(level.permute(0, 2, 3, 1).shape).copy_(level.permute(0, 2, 3, 1))
-        self.first = before[levels] + images * pixels[levels]
+        levels = rois.levels[there]
+        self.first = (ends - pixels * batch)[levels] + rois.images[there] * pixels[levels]
         self.hw = sizes[levels].float()
-        self.scale = torch.tensor(scales)[levels]
+        self.boxes = rois.every[there] * torch.tensor(rois.scales)[levels, None]
 
 
 def _weighted_sums(
-    table: _Table, boxes: Tensor, size: int, sampling_ratio: int, aligned: bool
+    table: _Table, size: int, sampling_ratio: int, aligned: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Some of the boxes and their features (n, size, size, C); those without samples do not come."""
-    corners = boxes * table.scale[:, None] - (0.5 if aligned else 0.0)
+    corners = table.boxes - (0.5 if aligned else 0.0)
     low, extent = corners[:, :2], corners[:, 2:] - corners[:, :2]
     if not aligned:
         extent = extent.clamp(min=1.0)

@@ -28,7 +28,7 @@ from sartorius_infer.networks.bodies import make_backbone, make_norm
 from sartorius_infer.networks.parts import PRESETS, NetworkParts, RoiPool, flatten, merge
 from sartorius_infer.networks.preprocess import Preprocessing
 from sartorius_infer.networks.pyramid import PyramidNetwork
-from sartorius_infer.networks.roi_align import pool_rois
+from sartorius_infer.networks.roi_align import Rois, pool_rois
 from sartorius_infer.networks.skeleton import skeleton
 from sartorius_infer.networks.state import load_state
 from sartorius_infer.networks.torchvision_keys import (
@@ -105,14 +105,8 @@ class TorchvisionNetwork(PyramidNetwork):
         level_of = LevelMapper(
             int(halvings[0]), int(halvings[-1]), pool.canonical_scale, pool.canonical_level
         )
-        return pool_rois(
-            maps,
-            [0.5**halved for halved in halvings],
-            level_of(boxes),
-            boxes,
-            pool.output_size[0],
-            pool.sampling_ratio,
-        )
+        rois = Rois(maps, [0.5**halved for halved in halvings], level_of(boxes), boxes)
+        return pool_rois(rois, pool.output_size[0], pool.sampling_ratio)
 
 
 def build_model(parts: NetworkParts, class_count: int) -> MaskRCNN:
