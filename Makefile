@@ -28,7 +28,7 @@ kaggle: setup
 	$(PY) -m kernel.simulate
 
 bench: setup
-	$(PY) -m benchmarks --json out/bench.json --plot out/scaling.png
+	$(PY) -m benchmarks --json out/bench.json
 
 clean:
 	rm -rf out dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

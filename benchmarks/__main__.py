@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: ratios to what users run today, stages, levers, memory, scaling.
+"""`python -m benchmarks`: ratios to what users run today, stages, levers, memory, start-up, scaling.
 
 [--images DIR --truth train.csv ...] [--json FILE] [--plot FILE.png] [--rounds N] [--only SECTION ...]
 
@@ -23,7 +23,7 @@ import torchvision
 
 from benchmarks import kit, quality, ratios, stages, whole
 from benchmarks.networks import random_r50
-from benchmarks.timing import table
+from benchmarks.timing import Row, table
 from sartorius_infer.device import keep_memory, resolve_device
 from sartorius_infer.images import ImageFile, find_images, read_image
 from sartorius_infer.passes import image_tensor
@@ -44,7 +44,13 @@ def main() -> None:
     add("--rounds", type=int, default=3)
     add("--cells", type=int, default=300, help="that the random R50 finds (default: %(default)s)")
     add("--device", default="cpu", help="of ratios and stages; the others are of the CPU")
-    add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    add(
+        "--only",
+        nargs="+",
+        choices=SECTIONS,
+        default=SHORT,
+        help="default: %(default)s; the others take a quarter of an hour on two cores",
+    )
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     keep_memory(device)
@@ -79,9 +85,18 @@ def _ratios(arguments: argparse.Namespace, device: torch.device) -> tuple[str, A
     image = read_image(_files(arguments)[0])
     rows = [
         *ratios.one_network(image, arguments.cells, arguments.rounds, device),
-        *ratios.three_networks(image, arguments.cells, device),
+        *ratios.ensemble(image, arguments.cells, 2, 2, device),
         *ratios.rest(arguments.rounds),
     ]
+    return _rows(rows)
+
+
+def _ensembles(arguments: argparse.Namespace, device: torch.device) -> tuple[str, Any]:
+    image = read_image(_files(arguments)[0])
+    return _rows(list(ratios.ensemble(image, arguments.cells, 3, 4, device)))
+
+
+def _rows(rows: list[Row]) -> tuple[str, Any]:
     lines = [
         [row.what, f"{row.opponent_s:.3g}", f"{row.kit_s:.3g}", f"{row.ratio:.1f}", row.goal] for row in rows
     ]
@@ -142,14 +157,28 @@ def _scores(arguments: argparse.Namespace, device: torch.device) -> tuple[str, A
     return table(["default checkpoint", "score"], [[k, f"{v:.4f}"] for k, v in found.items()]), found
 
 
+def _start(arguments: argparse.Namespace, device: torch.device) -> tuple[str, Any]:
+    found = whole.start(_files(arguments)[0], max(3, arguments.rounds))
+    lines = [
+        [n, f"{t.median:.1f}", f"{min(t.seconds):.1f}", f"{max(t.seconds):.1f}"] for n, t in found.items()
+    ]
+    return table(["a new process", "median, s", "least", "most"], lines), {
+        name: times.seconds for name, times in found.items()
+    }
+
+
 SECTIONS: dict[str, Section] = {
     "ratios": _ratios,
     "stages": _stages,
     "levers": _levers,
     "memory": _memory,
+    "start": _start,
+    "ensembles": _ensembles,
     "scaling": _scaling,
     "scores": _scores,
 }
+
+SHORT = ("ratios", "stages", "levers", "memory", "start")
 
 if __name__ == "__main__":
     main()

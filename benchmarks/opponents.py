@@ -56,13 +56,14 @@ def notebook_ensemble(
     pixels: NDArray[np.uint8],
     floors: Sequence[float],
     min_area: int,
+    flips: Sequence[tuple[int, ...]] = FLIPS,
     device: torch.device = CPU,
 ) -> list[str]:
     """Every network whole in every flip, all their masks pooled, then NMS between masks and the loops."""
     image = as_tensor(pixels, device)
     pooled: list[tuple[float, Canvas]] = []
     for model in models:
-        for axes in FLIPS:
+        for axes in flips:
             seen = model([image.flip(axes) if axes else image])[0]
             masks = seen["masks"].flip(axes) if axes else seen["masks"]
             for mask, score, label in zip(masks, seen["scores"], seen["labels"], strict=True):

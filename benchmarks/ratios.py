@@ -16,7 +16,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from benchmarks import kit, opponents
 from benchmarks.agreed import AgreedModel, AgreedNetwork
 from benchmarks.networks import LEAST_AREA, SCORE, random_r50
-from benchmarks.timing import Row, against, alternate
+from benchmarks.timing import Row, against, against_all
 from sartorius_infer.instances import build_instances
 from sartorius_infer.metric import score_image
 from sartorius_infer.passes import image_tensor
@@ -26,6 +26,7 @@ from sartorius_infer.types import Bool, CellImage, Float32, Prediction
 
 SIZE_HW = (520, 704)
 FLIPS = ("identity", "hflip", "vflip", "rot180")
+NUMBERS = ("no", "one", "two", "three", "four")
 
 
 def one_network(image: CellImage, cells: int, rounds: int, device: torch.device) -> Iterator[Row]:
@@ -33,40 +34,39 @@ def one_network(image: CellImage, cells: int, rounds: int, device: torch.device)
     with TemporaryDirectory() as folder:
         subject = random_r50(image_tensor(image)[:1], cells, Path(folder))
         model = subject.model.to(device)
-        for fast in kit.kinds(device):
-            ensemble = kit.load(subject.manifest, device, fast)
-            yield against(
-                f"one R50, {cells} cells, {kit.words(device, fast)}",
-                lambda: opponents.notebook(model, image.pixels, subject.floors, LEAST_AREA, device),
-                lambda ensemble=ensemble: kit.rows(ensemble, image),  # type: ignore[misc]
-                rounds,
-                "3",
-            )
+
+        def opponent() -> object:
+            return opponents.notebook(model, image.pixels, subject.floors, LEAST_AREA, device)
+
+        contenders = {
+            kit.words(device, fast): partial(kit.rows, kit.load(subject.manifest, device, fast), image)
+            for fast in kit.kinds(device)
+        }
+        yield from against_all(f"one R50, {cells} cells", opponent, contenders, rounds, "3")
 
 
-def three_networks(image: CellImage, cells: int, device: torch.device) -> Iterator[Row]:
-    """Three R50s in four flips, against all masks of all of them merged by NMS; once, for its length."""
-    drawn = drawn_cells(cells)
+def ensemble(image: CellImage, cells: int, networks: int, flips: int, device: torch.device) -> Iterator[Row]:
+    """R50s in flips, against all masks of all of them merged by NMS; once, for its length."""
+    drawn, views = drawn_cells(cells), FLIPS[:flips]
     with TemporaryDirectory() as folder:
         subject = random_r50(image_tensor(image)[:1], cells, Path(folder))
-        theirs = [AgreedModel(subject.model.to(device), drawn, opponents.FLIPS, device)] * 3
-        contenders: dict[str, Callable[[], object]] = {
-            "opponent": lambda: opponents.notebook_ensemble(
-                theirs, image.pixels, subject.floors, LEAST_AREA, device
-            )
-        }
+        axes = opponents.FLIPS[:flips]
+        theirs = [AgreedModel(subject.model.to(device), drawn, axes, device)] * networks
+
+        def opponent() -> object:
+            floors = subject.floors
+            return opponents.notebook_ensemble(theirs, image.pixels, floors, LEAST_AREA, axes, device)
+
+        contenders: dict[str, Callable[[], object]] = {}
         for fast in kit.kinds(device):
-            ensemble = kit.load(subject.manifest, device, fast).with_overrides(views=FLIPS)
-            agreed = replace(ensemble.members[0], network=AgreedNetwork(ensemble.members[0].network, drawn))
+            whole = kit.load(subject.manifest, device, fast).with_overrides(views=views)
+            agreed = replace(whole.members[0], network=AgreedNetwork(whole.members[0].network, drawn))
             contenders[kit.words(device, fast)] = partial(
-                kit.rows, replace(ensemble, members=(agreed,) * 3), image
+                kit.rows, replace(whole, members=(agreed,) * networks), image
             )
-        times = alternate(contenders, rounds=1, warm_up=0)
-    opponent = times.pop("opponent").median
-    goal = "10" if device.type == "cuda" else "5"
-    for words, taken in times.items():
-        what = f"three R50s x four flips, {cells} cells, {words}"
-        yield Row(what, opponent, taken.median, opponent / taken.median, goal)
+        what = f"{NUMBERS[networks]} R50s x {NUMBERS[flips]} flips, {cells} cells"
+        goal = "10" if device.type == "cuda" else "5"
+        yield from against_all(what, opponent, contenders, 1, goal, warm_up=0)
 
 
 def rest(rounds: int) -> Iterator[Row]:
@@ -90,8 +90,9 @@ def rest(rounds: int) -> Iterator[Row]:
         cells = build_instances(prediction, rules, ["cell"])
         return encode_label_map(cells.label_map, len(cells))
 
-    yield against("Prediction to RLE, 700 cells", loops, ours, rounds, "30")
     cells = build_instances(prediction, rules, ["cell"])
+    # Once, for the loops' length; the line above has warmed up the kit's side.
+    yield from against_all("Prediction to RLE, 700 cells", loops, {"": ours}, 1, "30", warm_up=0)
     label_map, count = cells.label_map, len(cells)
     stack = np.asfortranarray(np.stack([label_map == n + 1 for n in range(count)], axis=-1).astype(np.uint8))
     yield against(

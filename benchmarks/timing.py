@@ -46,20 +46,31 @@ def alternate(
     return {name: Times(tuple(seconds)) for name, seconds in taken.items()}
 
 
-def against(
+def against_all(
     what: str,
     opponent: Callable[[], object],
-    kit: Callable[[], object],
+    contenders: Mapping[str, Callable[[], object]],
     rounds: int,
     goal: str = "",
     warm_up: int = 1,
+) -> list[Row]:
+    """The opponent and each contender in turns; a ratio is the median of the rounds' own."""
+    times = alternate({"the opponent": opponent, **contenders}, rounds, warm_up)
+    theirs = times.pop("the opponent")
+    rows = []
+    for name, ours in times.items():
+        ratios = [one / other for one, other in zip(theirs.seconds, ours.seconds, strict=True)]
+        label = f"{what}, {name}" if name else what
+        rows.append(Row(label, theirs.median, ours.median, statistics.median(ratios), goal))
+        print(f"{label}: {theirs.median:.3g} s against {ours.median:.3g} s", file=sys.stderr, flush=True)
+    return rows
+
+
+def against(
+    what: str, opponent: Callable[[], object], kit: Callable[[], object], rounds: int, goal: str = ""
 ) -> Row:
-    """Both in turns; the ratio is the median of the rounds' own."""
-    times = alternate({"opponent": opponent, "kit": kit}, rounds, warm_up)
-    pairs = zip(times["opponent"].seconds, times["kit"].seconds, strict=True)
-    ratio = statistics.median(theirs / ours for theirs, ours in pairs)
-    row = Row(what, times["opponent"].median, times["kit"].median, ratio, goal)
-    print(f"{what}: {row.opponent_s:.3g} s against {row.kit_s:.3g} s", file=sys.stderr, flush=True)
+    """`against_all` of a single contender."""
+    (row,) = against_all(what, opponent, {"": kit}, rounds, goal)
     return row
 
 

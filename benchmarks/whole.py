@@ -161,6 +161,18 @@ def memory(files: Sequence[ImageFile]) -> dict[str, tuple[float, float]]:
     return found
 
 
+def start(file: ImageFile, rounds: int) -> dict[str, Times]:
+    """New processes in turns: the command from its call to its end on one image, and torch's import alone."""
+    with TemporaryDirectory() as folder:
+        words = ["sartorius_infer", "--device", "cpu", "--images", str(file.path), "--out"]
+        torch_alone = [sys.executable, "-c", "import torch"]
+        contenders: dict[str, Callable[[], object]] = {
+            "import torch": lambda: subprocess.run(torch_alone, check=True),
+            "the command, one image, default checkpoint": lambda: child([*words, f"{folder}/s.csv"]),
+        }
+        return alternate(contenders, rounds)
+
+
 @torch.inference_mode()
 def network_alone(path: Path) -> None:
     """Everything that the default checkpoint computes of an image by torchvision, masks not yet pasted."""

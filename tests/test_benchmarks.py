@@ -77,8 +77,8 @@ def test_contenders_take_turns() -> None:
 def test_a_ratio_is_the_median_of_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks: Iterator[float] = iter([0, 4, 0, 1, 0, 9, 0, 3, 0, 2, 0, 1])
     monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(ticks)))
-    row = timing.against("x", lambda: None, lambda: None, rounds=3, warm_up=0)
-    assert (row.opponent_s, row.kit_s, row.ratio) == (4, 1, 3)
+    (row,) = timing.against_all("x", lambda: None, {"": lambda: None}, rounds=3, warm_up=0)
+    assert (row.what, row.opponent_s, row.kit_s, row.ratio) == ("x", 4, 1, 3)
 
 
 @pytest.mark.parametrize("view", ratios.FLIPS)
