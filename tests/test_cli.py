@@ -381,6 +381,8 @@ def test_interrupted_leaves_nothing_behind(tiny: Path, images: Path, tmp_path: P
         [sys.executable, "-m", "sartorius_infer", "--weights", str(tiny), "--images", str(images),
          "--out", str(tmp_path / "s.csv")],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+        # A shell's background jobs, tests among them, hand down that they ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     while process.poll() is None and not any(p.stat().st_size > 2000 for p in tmp_path.glob(".s.csv*")):
         time.sleep(0.05)
