@@ -17,7 +17,7 @@ demo: setup
 	$(PY) -m sartorius_infer check --submission out/submission.csv --images samples
 
 test: setup
-	$(PY) -m pytest -m "slow or not slow"
+	$(PY) -m pytest -n logical --maxprocesses 4 --dist worksteal -m "slow or not slow"
 
 lint: setup
 	$(PY) -m ruff check .

@@ -43,7 +43,7 @@ def main() -> None:
     add("--plot", type=Path, help="PNG of the scaling curves")
     add("--rounds", type=int, default=3)
     add("--cells", type=int, default=300, help="that the random R50 finds (default: %(default)s)")
-    add("--device", default="cpu", help="of ratios and stages; the others are of the CPU")
+    add("--device", default="cpu", help="of ratios, ensembles and stages; the others are of the CPU")
     add(
         "--only",
         nargs="+",
