@@ -6,5 +6,5 @@ from hypothesis import settings
 
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
-torch.set_num_threads(1)
+torch.set_num_threads(2)
 cv2.setNumThreads(1)

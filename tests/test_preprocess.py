@@ -374,3 +374,18 @@ def test_the_batch_is_a_copy() -> None:
     batch, _ = network_input([image], Preprocessing(**PLAIN), IDENTITY)
     batch.zero_()
     assert torch.equal(image, before)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_gray_is_resized_as_three_channels_are_on_any_number_of_threads(threads: int) -> None:
+    """Torch chooses its kernel by threads and channels; `model(images)` is always given three."""
+    image = picture((130, 176))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = torch.from_numpy(seen(image, normalise=()))
+        whole = (image.float() / 255).expand(3, -1, -1).contiguous()[None]
+        expected = torch.nn.functional.interpolate(whole, size=found.shape[1:], mode="bilinear")
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, expected[0])

@@ -150,7 +150,9 @@ def _prepare(image: Tensor, settings: Preprocessing, view: View) -> Tensor:
     for step in settings.normalise:
         pixels = _normalise(pixels, step)
     if own is not None:
-        pixels = _resize(pixels, own, view)
+        # Three channels of gray images too: on one thread torch resizes fewer by another kernel, whose
+        # last bits differ from what `model(images)` makes of three.
+        pixels = _resize(pixels.expand(3, -1, -1).contiguous(), own, view)
     elif settings.resize is None and before is None and view.scale != 1:
         height, width = image.shape[-2:]
         target = max(1, round(height * view.scale)), max(1, round(width * view.scale))
