@@ -158,7 +158,7 @@ def _scores(arguments: argparse.Namespace, device: torch.device) -> tuple[str, A
 
 
 def _start(arguments: argparse.Namespace, device: torch.device) -> tuple[str, Any]:
-    found = whole.start(_files(arguments)[0], max(3, arguments.rounds))
+    found = whole.start(_files(arguments)[0], arguments.rounds)
     lines = [
         [n, f"{t.median:.1f}", f"{min(t.seconds):.1f}", f"{max(t.seconds):.1f}"] for n, t in found.items()
     ]
