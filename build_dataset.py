@@ -14,10 +14,10 @@ from kit.errors import KitError
 from kit.notebook import require_apart, write_kernel
 from kit.scoring import score
 from kit.wheels import read_image
-from sartorius_infer.device import resolve_device
-from sartorius_infer.ensemble import load_ensemble
+from sartorius_infer.ensemble.device import resolve_device
+from sartorius_infer.ensemble.ensemble import load_ensemble
 from sartorius_infer.errors import SartoriusError
-from sartorius_infer.manifest import MANIFEST_NAME, Manifest, load_manifest
+from sartorius_infer.manifest.manifest import MANIFEST_NAME, Manifest, load_manifest
 
 OK, BAD_INPUT = 0, 1
 GB = 10**9

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
+from sartorius_infer.manifest.views import IDENTITY, View
 from sartorius_infer.networks.base import Detections, Features, Network
 from sartorius_infer.types import Prediction
-from sartorius_infer.views import IDENTITY, View
 
 
 class AgreedNetwork:

@@ -20,21 +20,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sartorius_infer.ensemble import Ensemble, load_ensemble
-from sartorius_infer.images import find_images, read_image
-from sartorius_infer.instances import build_instances
-from sartorius_infer.manifest import Fusion
-from sartorius_infer.metric import score_image
+from sartorius_infer.cells.instances import build_instances
+from sartorius_infer.cells.rle import split_label_map
+from sartorius_infer.ensemble.ensemble import Ensemble, load_ensemble
+from sartorius_infer.ensemble.passes import image_tensor, predict
+from sartorius_infer.evaluate.metric import score_image
+from sartorius_infer.evaluate.scoring import Score, compare
+from sartorius_infer.evaluate.truth import TrueImage, read_truth
+from sartorius_infer.images.images import find_images, read_image
+from sartorius_infer.manifest.manifest import Fusion
+from sartorius_infer.manifest.rules import EdgeThresholds, Rules
+from sartorius_infer.manifest.views import IDENTITY, View
 from sartorius_infer.networks.base import Detections, Features, Network
-from sartorius_infer.networks.preprocess import Normalise
-from sartorius_infer.passes import image_tensor, predict
-from sartorius_infer.predictions import load_prediction, save_prediction
-from sartorius_infer.rle import split_label_map
-from sartorius_infer.rules import EdgeThresholds, Rules
-from sartorius_infer.scoring import Score, compare
-from sartorius_infer.truth import TrueImage, read_truth
+from sartorius_infer.networks.inputs import Normalise
+from sartorius_infer.output.predictions import load_prediction, save_prediction
 from sartorius_infer.types import CellImage, Prediction
-from sartorius_infer.views import IDENTITY, View
 
 SINGLE = (
     *("identity", "hflip", "vflip", "rot180", "rot90", "rot270", "transpose", "transverse"),

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from sartorius_infer.ensemble import Ensemble, load_ensemble
-from sartorius_infer.instances import build_instances, selector
-from sartorius_infer.passes import Select, predict
-from sartorius_infer.rle import encode_label_map
+from sartorius_infer.cells.instances import build_instances, selector
+from sartorius_infer.cells.rle import encode_label_map
+from sartorius_infer.ensemble.ensemble import Ensemble, load_ensemble
+from sartorius_infer.ensemble.passes import Select, predict
 from sartorius_infer.types import CellImage, Prediction
 
 CPU = torch.device("cpu")

@@ -20,11 +20,11 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d
 
-from sartorius_infer.checkpoints import read_checkpoint
-from sartorius_infer.ensemble import default_manifest
-from sartorius_infer.manifest import MANIFEST_NAME, load_manifest
-from sartorius_infer.networks.preprocess import Preprocessing
-from sartorius_infer.networks.torchvision_rcnn import TorchvisionNetwork, build_network
+from sartorius_infer.checkpoints.reading import read_checkpoint
+from sartorius_infer.ensemble.ensemble import default_manifest
+from sartorius_infer.manifest.manifest import MANIFEST_NAME, load_manifest
+from sartorius_infer.networks.inputs import Preprocessing
+from sartorius_infer.networks.torchvision.rcnn import TorchvisionNetwork, build_network
 
 SCORE = 0.5
 """The random networks' threshold; as many cells as were asked for reach it."""

@@ -8,11 +8,11 @@ from tempfile import TemporaryDirectory
 
 from benchmarks import kit, opponents
 from benchmarks.networks import LEAST_AREA, default_checkpoint
-from sartorius_infer.ensemble import Ensemble
-from sartorius_infer.images import find_images, read_image
-from sartorius_infer.rle import decode
-from sartorius_infer.scoring import FoundCell, score
-from sartorius_infer.truth import read_truth
+from sartorius_infer.cells.rle import decode
+from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.evaluate.scoring import FoundCell, score
+from sartorius_infer.evaluate.truth import read_truth
+from sartorius_infer.images.images import find_images, read_image
 from sartorius_infer.types import CellImage
 
 Find = Callable[[CellImage], list[str]]

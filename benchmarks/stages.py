@@ -18,20 +18,20 @@ from torch import Tensor, nn
 from benchmarks import kit
 from benchmarks.networks import random_r50
 from benchmarks.timing import alternate
-from sartorius_infer.ensemble import Ensemble
-from sartorius_infer.fuse import Boxes, fuse
-from sartorius_infer.images import ImageFile, read_image
-from sartorius_infer.instances import build_instances
-from sartorius_infer.manifest import Fusion
-from sartorius_infer.networks.on_cpu import fold_norms, use_winograd
-from sartorius_infer.networks.preprocess import network_input
+from sartorius_infer.cells.instances import build_instances
+from sartorius_infer.cells.paste import paste_cells
+from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.ensemble.fuse import Boxes, fuse
+from sartorius_infer.ensemble.passes import image_tensor, predict
+from sartorius_infer.images.images import ImageFile, read_image
+from sartorius_infer.manifest.manifest import Fusion
+from sartorius_infer.manifest.views import IDENTITY
+from sartorius_infer.networks.cpu.arithmetic import fold_norms, use_winograd
+from sartorius_infer.networks.cpu.winograd import WinogradConv2d
+from sartorius_infer.networks.inputs import network_input
 from sartorius_infer.networks.roi_align import by_kernel
-from sartorius_infer.networks.winograd import WinogradConv2d
-from sartorius_infer.passes import image_tensor, predict
-from sartorius_infer.paste import paste_cells
-from sartorius_infer.submission import SubmissionWriter
+from sartorius_infer.output.submission import SubmissionWriter
 from sartorius_infer.types import CellImage, Prediction
-from sartorius_infer.views import IDENTITY
 
 
 class Clock:
@@ -150,7 +150,7 @@ def _with_kernel(ensemble: Ensemble, image: CellImage) -> Callable[[], object]:
     """The kit with torchvision's RoIAlign."""
 
     def run() -> object:
-        with patch("sartorius_infer.networks.torchvision_rcnn.pool_rois", by_kernel):
+        with patch("sartorius_infer.networks.torchvision.rcnn.pool_rois", by_kernel):
             return kit.rows(ensemble, image)
 
     return run

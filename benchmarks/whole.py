@@ -16,12 +16,12 @@ from benchmarks import kit
 from benchmarks.networks import default_checkpoint, random_r50
 from benchmarks.opponents import as_tensor
 from benchmarks.timing import Times, alternate
-from sartorius_infer import pipeline
-from sartorius_infer.device import keep_memory
-from sartorius_infer.ensemble import Ensemble
-from sartorius_infer.images import ImageFile, find_images, read_image
-from sartorius_infer.passes import image_tensor, predict
-from sartorius_infer.submission import encode_rows, open_writer
+from sartorius_infer.ensemble.device import keep_memory
+from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.ensemble.passes import image_tensor, predict
+from sartorius_infer.images.images import ImageFile, find_images, read_image
+from sartorius_infer.output.submission import encode_rows, open_writer
+from sartorius_infer.run import pipeline
 from sartorius_infer.types import CellImage
 
 VIEWS = ("identity", "hflip", "vflip", "rot180")

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from kit.errors import KitError
-from sartorius_infer.ensemble import Ensemble
-from sartorius_infer.images import find_images, read_image
-from sartorius_infer.instances import build_instances, selector
-from sartorius_infer.passes import predict
+from sartorius_infer.cells.instances import build_instances, selector
+from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.ensemble.passes import predict
+from sartorius_infer.images.images import find_images, read_image
 
 LIMIT_HOURS = 9.0
 

@@ -21,11 +21,17 @@ from safetensors.torch import save
 
 from kit.errors import KitError
 from kit.wheels import EPOCH, KaggleImage, add_missing, build_own
-from sartorius_infer.checkpoints import read_checkpoint
-from sartorius_infer.ensemble import load_network
-from sartorius_infer.importing import lean_state
-from sartorius_infer.manifest import MANIFEST_NAME, ModelSpec, file_sha256, load_manifest, verify_files
-from sartorius_infer.storage import Store, pack
+from sartorius_infer.checkpoints.reading import read_checkpoint
+from sartorius_infer.checkpoints.storage import Store, pack
+from sartorius_infer.ensemble.ensemble import load_network
+from sartorius_infer.ensemble.importing import lean_state
+from sartorius_infer.manifest.manifest import (
+    MANIFEST_NAME,
+    ModelSpec,
+    file_sha256,
+    load_manifest,
+    verify_files,
+)
 
 CONTENTS, METADATA = "CONTENTS.json", "dataset-metadata.json"
 KIND = "sartorius_infer dataset"
@@ -262,7 +268,7 @@ def require_installs(folder: Path) -> None:
             "--target",
             scratch,
         ]
-        probe = "import sartorius_infer.cli, ensemble_boxes; print(sartorius_infer.__file__)"
+        probe = "import sartorius_infer.cli.main, ensemble_boxes; print(sartorius_infer.__file__)"
         for words in ([*pip, *wheels], [sys.executable, "-c", probe]):
             environment = os.environ | {"PYTHONPATH": scratch}
             run = subprocess.run(

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from sartorius_infer.ensemble import load_ensemble
-from sartorius_infer.images import find_images, read_image
-from sartorius_infer.instances import build_instances, selector
-from sartorius_infer.metric import mean_ap, score_image
-from sartorius_infer.passes import predict
-from sartorius_infer.rle import split_label_map
-from sartorius_infer.truth import read_train_csv, require_known
+from sartorius_infer.cells.instances import build_instances, selector
+from sartorius_infer.cells.rle import split_label_map
+from sartorius_infer.ensemble.ensemble import load_ensemble
+from sartorius_infer.ensemble.passes import predict
+from sartorius_infer.evaluate.metric import mean_ap, score_image
+from sartorius_infer.evaluate.truth import read_train_csv, require_known
+from sartorius_infer.images.images import find_images, read_image
 
 
 def score(manifest: Path, images: Path, truth: Path, device: torch.device) -> float:

@@ -2,6 +2,6 @@
 
 import sys
 
-from sartorius_infer.cli import main
+from sartorius_infer.cli.main import main
 
 sys.exit(main())

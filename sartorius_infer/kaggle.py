@@ -14,20 +14,20 @@ from pathlib import Path
 
 import numpy as np
 
+from sartorius_infer.cells.rle import decode_label_map
 from sartorius_infer.errors import SartoriusError, first_line
-from sartorius_infer.images import find_competition, find_images, image_size, read_image
-from sartorius_infer.journal import Journal, journal_folder
-from sartorius_infer.manifest import MANIFEST_NAME
-from sartorius_infer.render import overlay
-from sartorius_infer.render import png as png
-from sartorius_infer.rle import decode_label_map
-from sartorius_infer.submission import (
+from sartorius_infer.images.images import find_competition, find_images, image_size, read_image
+from sartorius_infer.manifest.manifest import MANIFEST_NAME
+from sartorius_infer.output.render import overlay
+from sartorius_infer.output.render import png as png
+from sartorius_infer.output.submission import (
     SubmissionWriter,
     check_submission,
     encode_rows,
     read_sample_submission,
     read_submission,
 )
+from sartorius_infer.run.journal import Journal, journal_folder
 from sartorius_infer.types import Instances, UInt8
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def gpu_count() -> int:
     """How many GPUs run a convolution; a card that torch has no kernels for does not count."""
     import torch
 
-    from sartorius_infer.device import resolve_device
+    from sartorius_infer.ensemble.device import resolve_device
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return sum(resolve_device(f"cuda:{index}").type == "cuda" for index in range(count))

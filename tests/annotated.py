@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 from factories import random_prediction
 
-from sartorius_infer.choices import Choice
-from sartorius_infer.instances import build_instances
-from sartorius_infer.members import combine
-from sartorius_infer.metric import score_image
-from sartorius_infer.rle import split_label_map
-from sartorius_infer.rules import ClassRule, Rules
-from sartorius_infer.trials import Example
-from sartorius_infer.truth import TrueImage
+from sartorius_infer.cells.instances import build_instances
+from sartorius_infer.cells.rle import split_label_map
+from sartorius_infer.evaluate.metric import score_image
+from sartorius_infer.evaluate.truth import TrueImage
+from sartorius_infer.manifest.rules import ClassRule, Rules
+from sartorius_infer.tuning.choices import Choice
+from sartorius_infer.tuning.members import combine
+from sartorius_infer.tuning.trials import Example
 
 CLASSES = ("a", "b", "c")
 SIZE = (60, 80)

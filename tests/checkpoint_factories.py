@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from places import SAMPLES
 from torch import Tensor, nn
 from torchvision.models import resnet
 from torchvision.models.detection import MaskRCNN
@@ -30,7 +31,6 @@ from torchvision.transforms.functional import normalize
 
 from sartorius_infer.types import UInt8
 
-SAMPLES = Path(__file__).parent.parent / "samples"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 RATIOS = (0.5, 1.0, 2.0)
 

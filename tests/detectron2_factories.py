@@ -13,13 +13,14 @@ import numpy as np
 import torch
 import yaml
 from detectron2_oracle import Settings, State, calibrated, nested, with_settings
+from places import SHARED
 
-from sartorius_infer.manifest import ModelSpec
-from sartorius_infer.networks.detectron2_config import Detectron2Config, read_config
-from sartorius_infer.networks.detectron2_rcnn import ARCHITECTURE, Detectron2Network, build_detectron2
+from sartorius_infer.manifest.manifest import ModelSpec
+from sartorius_infer.networks.detectron2.config import Detectron2Config, read_config
+from sartorius_infer.networks.detectron2.rcnn import ARCHITECTURE, Detectron2Network, build_detectron2
 from sartorius_infer.types import UInt8
 
-REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "detectron2"
+REFERENCE = SHARED / "reference" / "detectron2"
 """What Detectron2 itself made; its README.md tells of it."""
 
 

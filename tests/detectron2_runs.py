@@ -11,8 +11,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from sartorius_infer.networks.detectron2_modules import Detectron2Model
-from sartorius_infer.networks.detectron2_parts import Detectron2Parts
+from sartorius_infer.manifest.detectron2 import Detectron2Parts
+from sartorius_infer.networks.detectron2.modules import Detectron2Model
 
 State = dict[str, Tensor]
 Keys = Mapping[str, Any]

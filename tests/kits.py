@@ -17,8 +17,6 @@ import pytest
 from kit import dataset
 from kit.wheels import KaggleImage, build_own
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 @cache
 def own_wheel() -> tuple[str, bytes]:

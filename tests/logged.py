@@ -17,13 +17,13 @@ from unittest import mock
 import cv2
 import numpy as np
 import torch
+from places import ROOT
 from tiny import loose_rules
 from tqdm import tqdm
 
-from sartorius_infer.cli import main
+from sartorius_infer.cli.main import main
 from sartorius_infer.networks import base
 
-ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = ROOT / "tests" / "logged_plugin.py"
 BROKEN = 250
 """The number of an image at which the network raises."""
@@ -100,7 +100,7 @@ class Child:
 
     def __init__(self, words: Sequence[str], log: Path, last: int = 0) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["logged", "sartorius_infer.runs", "torchvision"])
+        context.set_forkserver_preload(["logged", "sartorius_infer.run.runs", "torchvision"])
         self._process = context.Process(target=_child, args=(list(words), str(log), last))
         self._process.start()
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from sartorius_infer import register_network
+from sartorius_infer.manifest.views import IDENTITY, View
 from sartorius_infer.networks import Detections, Features
-from sartorius_infer.views import IDENTITY, View
 
 BROKEN = 250
 CELLS = 6

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 from factories import CLASSES, random_prediction
 from tiny import write_image
 
-from sartorius_infer.images import ImageFile
-from sartorius_infer.instances import build_instances
-from sartorius_infer.looks import Look, Looks, looks_of_predictions, shown_masks
-from sartorius_infer.metric import ImageScore, Mask, score_image
-from sartorius_infer.predictions import save_prediction
-from sartorius_infer.rle import encode_label_map, run_pixels, split_label_map
-from sartorius_infer.rules import ClassRule, EdgeThresholds, Rules
-from sartorius_infer.truth import TrueImage
+from sartorius_infer.cells.instances import build_instances
+from sartorius_infer.cells.rle import encode_label_map, run_pixels, split_label_map
+from sartorius_infer.evaluate.metric import ImageScore, Mask, score_image
+from sartorius_infer.evaluate.truth import TrueImage
+from sartorius_infer.images.images import ImageFile
+from sartorius_infer.manifest.rules import ClassRule, EdgeThresholds, Rules
+from sartorius_infer.output.predictions import save_prediction
+from sartorius_infer.show.candidates import Look, Looks, looks_of_predictions, shown_masks
 from sartorius_infer.types import Bool, Prediction
 
 SIZE = (96, 128)
@@ -106,3 +109,10 @@ def write_train(path: Path, truth: dict[str, TrueImage], **columns: Any) -> Path
 
 def with_floors(looks: Looks, floors: tuple[float, ...]) -> Looks:
     return replace(looks, floors=floors)
+
+
+def content_of(page: str) -> dict[str, Any]:
+    """What the page's script reads, as a browser cuts it out: up to the first end tag."""
+    (text,) = re.findall(r'<script id="content" type="application/json">(.*?)</script>', page, re.S)
+    found: dict[str, Any] = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    return found

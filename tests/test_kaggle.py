@@ -13,15 +13,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from places import ROOT
 from tiny import write_image, write_tiny
 
-from sartorius_infer import cli, kaggle
+from sartorius_infer import kaggle
+from sartorius_infer.cli import main as cli
 from sartorius_infer.errors import SartoriusError
-from sartorius_infer.journal import ABOUT, Journal, Result, journal_folder
 from sartorius_infer.kaggle import Outcome, mend, pictures, png, predict
-from sartorius_infer.submission import check_submission, encode_rows, read_submission
+from sartorius_infer.output.submission import check_submission, encode_rows, read_submission
+from sartorius_infer.run.journal import ABOUT, Journal, Result, journal_folder
 
-ROOT = Path(__file__).resolve().parent.parent
 IDS = ("c", "a", "b")
 SIZE_HW = (64, 96)
 
@@ -350,7 +351,7 @@ def test_gpus_count_if_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three pretended cards, the second without kernels."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr("sartorius_infer.device._runs", lambda device: device.index != 1)
+    monkeypatch.setattr("sartorius_infer.ensemble.device._runs", lambda device: device.index != 1)
     assert kaggle.gpu_count() == 2
 
 
@@ -428,7 +429,7 @@ def test_a_run_that_hangs_is_ended_with_all_its_processes(
 
 DIES = """
 import os
-from sartorius_infer import pipeline
+from sartorius_infer.run import pipeline
 whole = pipeline.predict
 def predict(ensemble, images, *more, **named):
     if images[0].id == "05":

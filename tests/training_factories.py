@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from sartorius_infer.rle import encode_label_map
+from sartorius_infer.cells.rle import encode_label_map
 from sartorius_infer.types import Int32, UInt8
 from training.recipe import Recipe
 from training.sources import Example, parse_data, read_sources

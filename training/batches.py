@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sartorius_infer.networks.preprocess import PAD_MULTIPLE, Preprocessing, Resize, network_input
-from sartorius_infer.passes import image_tensor
+from sartorius_infer.ensemble.passes import image_tensor
+from sartorius_infer.manifest.views import IDENTITY
+from sartorius_infer.networks.inputs import PAD_MULTIPLE, Preprocessing, Resize, network_input
 from sartorius_infer.types import CellImage
-from sartorius_infer.views import IDENTITY
 from training.augment import change_grays, paste_cells, turn
 from training.crops import Sample, boxes_of, cut, draw_window, draw_zoom
 from training.draws import Draw, rng_of

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sartorius_infer.device import keep_memory, resolve_device, resolve_precision
-from sartorius_infer.ensemble import load_ensemble
+from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve_precision
+from sartorius_infer.ensemble.ensemble import load_ensemble
+from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import SartoriusError
-from sartorius_infer.images import ImageFile, find_images, read_image
-from sartorius_infer.passes import predict
-from sartorius_infer.predictions import save_prediction
-from sartorius_infer.views import parse_views
+from sartorius_infer.images.images import ImageFile, find_images, read_image
+from sartorius_infer.manifest.views import parse_views
+from sartorius_infer.output.predictions import save_prediction
 from training.errors import TrainingError
 from training.runfolder import FINAL, read_held_out
 

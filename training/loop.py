@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from sartorius_infer.ranks import Rank
+from sartorius_infer.run.ranks import Rank
 from training.batches import Batch, Batches
 from training.draws import Draw, rng_of
 from training.errors import TrainingError

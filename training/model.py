@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 
-from sartorius_infer.checkpoints import read_checkpoint
-from sartorius_infer.networks.torchvision_keys import canonical_keys, is_mask_rcnn
-from sartorius_infer.networks.torchvision_rcnn import build_model
+from sartorius_infer.checkpoints.reading import read_checkpoint
+from sartorius_infer.networks.torchvision.keys import canonical_keys, is_mask_rcnn
+from sartorius_infer.networks.torchvision.rcnn import build_model
 from training.batches import Batch
 from training.errors import TrainingError
 from training.heads import Losses, with_losses

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sartorius_infer.ranks import Rank
+from sartorius_infer.run.ranks import Rank
 
 PATIENCE = timedelta(hours=6)
 """How long a process waits for the others, which may be validating."""

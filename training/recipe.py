@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from sartorius_infer.manifest import COMPETITION_CLASSES, ClassName, SomeNetworkParts, default_rules
-from sartorius_infer.networks.parts import PRESETS, Count, NetworkParts, Positive, merge
-from sartorius_infer.networks.preprocess import Preprocessing
-from sartorius_infer.rules import Fraction, Rules, Settings
-from sartorius_infer.storage import Store
+from sartorius_infer.checkpoints.storage import Store
+from sartorius_infer.manifest.manifest import COMPETITION_CLASSES, ClassName, SomeNetworkParts, default_rules
+from sartorius_infer.manifest.rules import Fraction, Rules, Settings
+from sartorius_infer.manifest.torchvision import PRESETS, Count, NetworkParts, Positive, merge
+from sartorius_infer.networks.inputs import Preprocessing
 from training.errors import TrainingError
 from training.stages import Stage
 

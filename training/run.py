@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from sartorius_infer.device import keep_memory, resolve_device, resolve_precision
-from sartorius_infer.ranks import Rank, this_rank
+from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve_precision
+from sartorius_infer.run.ranks import Rank, this_rank
 from training.errors import TrainingError
 from training.legs import Leg, plan_legs
 from training.loop import Place, Trainer

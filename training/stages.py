@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sartorius_infer.networks.parts import Count, Positive
-from sartorius_infer.rules import Fraction, Settings
+from sartorius_infer.manifest.rules import Fraction, Settings
+from sartorius_infer.manifest.torchvision import Count, Positive
 
 Weight = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sartorius_infer.instances import build_instances, selector
-from sartorius_infer.metric import score_image
-from sartorius_infer.passes import predict
-from sartorius_infer.rle import split_label_map
-from sartorius_infer.rules import Rules
+from sartorius_infer.cells.instances import build_instances, selector
+from sartorius_infer.cells.rle import split_label_map
+from sartorius_infer.ensemble.passes import predict
+from sartorius_infer.evaluate.metric import score_image
+from sartorius_infer.manifest.rules import Rules
 from sartorius_infer.types import CellImage, Prediction
 from training.export import as_ensemble
 from training.recipe import Recipe

@@ -1,5 +1,6 @@
 """Networks: what the ensemble asks of one, and the families that come with the package."""
 
+from sartorius_infer.manifest.torchvision import PRESETS
 from sartorius_infer.networks import light_import as _first  # noqa: F401
 from sartorius_infer.networks.base import (
     Architecture,
@@ -9,10 +10,9 @@ from sartorius_infer.networks.base import (
     architecture_of,
     register_network,
 )
-from sartorius_infer.networks.detectron2_rcnn import ARCHITECTURE, build_detectron2, is_detectron2
-from sartorius_infer.networks.parts import PRESETS
-from sartorius_infer.networks.torchvision_keys import is_mask_rcnn
-from sartorius_infer.networks.torchvision_rcnn import build_network
+from sartorius_infer.networks.detectron2.rcnn import ARCHITECTURE, build_detectron2, is_detectron2
+from sartorius_infer.networks.torchvision.keys import is_mask_rcnn
+from sartorius_infer.networks.torchvision.rcnn import build_network
 
 __all__ = ["Architecture", "Detections", "Features", "Network", "architecture_of", "register_network"]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sartorius_infer.errors import CheckpointError, PredictionError
-from sartorius_infer.views import IDENTITY, View
+from sartorius_infer.manifest.views import IDENTITY, View
 
 if TYPE_CHECKING:
-    from sartorius_infer.manifest import ModelSpec
+    from sartorius_infer.manifest.manifest import ModelSpec
 
 
 @dataclass(frozen=True, eq=False)

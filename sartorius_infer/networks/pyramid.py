@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sartorius_infer.manifest.views import IDENTITY, View
 from sartorius_infer.networks.base import Features
-from sartorius_infer.networks.on_cpu import fold_norms, quicken, use_stem_pool, use_winograd
-from sartorius_infer.networks.preprocess import Preprocessing, network_input
-from sartorius_infer.views import IDENTITY, View
+from sartorius_infer.networks.cpu.arithmetic import fold_norms, quicken, use_stem_pool, use_winograd
+from sartorius_infer.networks.inputs import Preprocessing, network_input
 
 
 class PyramidNetwork(nn.Module):

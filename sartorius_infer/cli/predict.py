@@ -1,0 +1,334 @@
+"""The bare command: its options, and the run from images to a written file."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sartorius_infer.errors import ImageError
+
+if TYPE_CHECKING:
+    from sartorius_infer.ensemble.ensemble import Ensemble
+    from sartorius_infer.run.pipeline import Options, Summary
+    from sartorius_infer.run.ranks import Rank
+
+OK, BAD_INPUT, USAGE, SOME_FAILED = 0, 1, 2, 3
+
+DESCRIPTION = """\
+Cell instance segmentation with an ensemble of Mask R-CNN checkpoints: images in, submission.csv out.
+
+The bare command predicts. Other jobs are subcommands, each with a --help of its own:
+  import   turn a training checkpoint, Detectron2's too, into safetensors and a manifest entry
+  models   describe a manifest or checkpoints: what was inferred, what is assumed
+  check    re-read a submission and list everything wrong with it
+  score    the competition's score of a submission, in total and in parts
+  tune     choose rules, fusion and weights by the score, on annotated images
+  show     one page of pictures and charts: what was found, what was missed
+"""
+
+EXIT_CODES = (
+    "exit codes: 0 all well, 1 bad input, 2 usage, 3 finished but some images failed and were left blank"
+)
+
+
+def predict_parser() -> argparse.ArgumentParser:
+    """The options of the bare command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sartorius_infer",
+        description=DESCRIPTION,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_weights(parser)
+    _add_files(parser)
+    _add_ensemble_options(parser)
+    _add_run_options(parser)
+    return parser
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--images",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="folder or files (PNG, TIFF, JPEG, BMP); default: the competition's, in /kaggle/input",
+    )
+    add("--out", type=Path, default=Path("submission.csv"), metavar="FILE", help="default: %(default)s")
+    add("--format", choices=("kaggle", "coco"), default="kaggle", help="of --out (default: %(default)s)")
+    add("--sample-submission", type=Path, metavar="CSV", help="fixes the set and order of ids")
+
+
+def _add_ensemble_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--views",
+        metavar="V,V",
+        help="test-time views instead of the manifest's: identity, hflip, vflip, "
+        "rot90, rot180, rot270, transpose, transverse, scale:F, or both as in hflip+scale:1.25",
+    )
+    add(
+        "--edge",
+        choices=("rule", "keep", "drop"),
+        help="cells on the image border, instead of the manifest's rule",
+    )
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    add(
+        "--precision",
+        choices=("auto", "fp32", "fp32-fast", "fp16", "bf16"),
+        default="auto",
+        help="of the networks; auto is fp16 on a GPU, fp32 on the CPU; fp32-fast is for CPUs: fp32 by faster "
+        "convolutions, whose last bits differ",
+    )
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--batch-size",
+        type=_count,
+        metavar="N",
+        help="images at once (default: 4 on a GPU, 1 on the CPU)",
+    )
+    add(
+        "--workers",
+        type=_count,
+        default=max(1, min(4, os.cpu_count() or 1)),
+        metavar="N",
+        help="threads that read images and paste masks (default: %(default)s)",
+    )
+    add(
+        "--on-error",
+        choices=("blank", "stop"),
+        default="blank",
+        help="a failing image becomes a blank row, or ends the run (default: %(default)s)",
+    )
+    add(
+        "--save-predictions",
+        type=Path,
+        metavar="DIR",
+        help="keep what the rules start from, <id>.npz per image",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="keep what is finished in a journal beside --out, and go on from it after a kill",
+    )
+    add(
+        "--time-limit",
+        type=_duration,
+        metavar="8h30m",
+        help="drop views, then networks, for the remaining images where the run would take longer",
+    )
+    add("--overlays", type=Path, metavar="DIR", help="write <id>.png per image with every cell outlined")
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that loads networks."""
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="W",
+        help="manifest, checkpoints (.pth, .pt, .safetensors) or a folder; default: the one that is included",
+    )
+    parser.add_argument(
+        "--plugin",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="run this Python file first; it may register networks of your own",
+    )
+
+
+def load_plugins(arguments: argparse.Namespace) -> None:
+    """Run the files named by --plugin."""
+    from sartorius_infer.networks.plugins import load_plugin
+
+    for plugin in arguments.plugin:
+        load_plugin(plugin)
+
+
+def _duration(text: str) -> float:
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    parts = zip(found.groups(), (3600, 60, 1), strict=True) if found else ()
+    seconds = float(sum(int(count or 0) * unit for count, unit in parts))
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"expected a time such as 8h30m, 20m or 45s, found {text!r}")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found {text!r}")
+    return int(text)
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """The main job. Torch is imported only once the images are known to be there."""
+    start = time.monotonic()
+    from sartorius_infer.images.images import find_images
+    from sartorius_infer.output.submission import open_writer, read_sample_submission
+
+    images, sample = _inputs(arguments)
+    files = find_images(images)
+    sample_ids = read_sample_submission(sample) if sample else None
+    for folder in (arguments.out.parent, arguments.save_predictions, arguments.overlays):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    with _imports_that_stay():
+        from sartorius_infer.run import pipeline, ranks, runs
+
+    rank = ranks.this_rank()
+    jobs, ignored = pipeline.plan_jobs(files, sample_ids)
+    writer = open_writer(arguments.out, arguments.format)
+    journal = None
+    with ExitStack() as stack:
+        barrier = stack.enter_context(ranks.together(rank))
+        if rank.is_first:
+            stack.enter_context(writer)
+        ensemble = _ensemble(arguments, rank)
+        options = _options(arguments, ensemble)
+        plan = runs.Plan(arguments.resume, rank, barrier, arguments.time_limit, start)
+        if arguments.resume or rank.agent:
+            about = runs.about_weights(
+                arguments.weights, arguments.plugin, arguments.precision, arguments.format
+            )
+            journal = runs.open_journal(ensemble, jobs, arguments.out, about, plan, options)
+            with _progress(runs.images_left(jobs, options, journal, rank), rank) as advance:
+                summary = runs.run_with_journal(ensemble, jobs, writer, options, journal, plan, advance)
+        else:
+            with _progress(len(jobs), rank) as advance:
+                budget = runs.budget_of(plan)
+                summary = runs.run_directly(ensemble, jobs, writer, options, budget, advance)
+    if summary is None:
+        return OK
+    if journal is not None:
+        journal.remove()
+    _report(summary, ignored, ensemble.classes, arguments)
+    # torchrun would take any other code for a crash, and start all over.
+    return SOME_FAILED if summary.failed and not rank.agent else OK
+
+
+@contextmanager
+def _imports_that_stay() -> Iterator[None]:
+    """Import without garbage collections, and keep what came out of those to come, the one at exit too.
+
+    Torch brings some 350,000 objects that live as long as the process. Looking through them over and
+    over costs half a second at import and as much at exit.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+    if not gc.get_freeze_count():  # once: whoever calls `main` again has garbage of their own
+        gc.freeze()
+
+
+def _options(arguments: argparse.Namespace, ensemble: Ensemble) -> Options:
+    from sartorius_infer.run.pipeline import Options
+
+    return Options(
+        arguments.batch_size or (4 if ensemble.device.type == "cuda" else 1),
+        arguments.workers,
+        arguments.on_error,
+        arguments.save_predictions,
+        arguments.overlays,
+    )
+
+
+def _inputs(arguments: argparse.Namespace) -> tuple[list[Path], Path | None]:
+    """Image sources and the sample submission: as asked for, else the mounted competition's."""
+    from sartorius_infer.images.images import find_competition
+
+    if arguments.images:
+        return arguments.images, arguments.sample_submission
+    found = find_competition()
+    if found is None:
+        raise ImageError(
+            "expected --images FOLDER, or a competition under /kaggle/input (sample_submission.csv beside "
+            "test/), found neither"
+        )
+    return [found[0]], arguments.sample_submission or found[1]
+
+
+def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
+    """The networks on their device, with the command line's views and edge rule in place."""
+    from sartorius_infer.ensemble.describe import assumptions
+    from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve_precision
+    from sartorius_infer.ensemble.ensemble import find_weights, load_ensemble
+    from sartorius_infer.manifest.views import parse_views
+
+    load_plugins(arguments)
+    views = parse_views(arguments.views)
+    device = resolve_device(arguments.device, rank.local if rank.count > 1 else None)
+    keep_memory(device)
+    ensemble = load_ensemble(arguments.weights, device, resolve_precision(arguments.precision, device))
+    if arguments.precision == "fp32-fast":
+        ensemble.quicken()
+    if rank.is_first and not isinstance(find_weights(arguments.weights), Path):
+        for spec in ensemble.manifest.models:
+            print(assumptions(spec), file=sys.stderr)
+    return ensemble.with_overrides(views=views, edge=arguments.edge)
+
+
+@contextmanager
+def _progress(total: int, rank: Rank) -> Iterator[Callable[[str], None]]:
+    """A bar with images/s and time left on stderr, of the first process; seldom redrawn in a file."""
+    from tqdm import tqdm
+
+    interval = 0.1 if sys.stderr.isatty() else 30.0
+    line = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+    with tqdm(
+        total=total,
+        unit=" images",
+        mininterval=interval,
+        dynamic_ncols=True,
+        bar_format=line,
+        disable=not rank.is_first,
+    ) as bar:
+
+        def advance(image_id: str) -> None:
+            bar.set_postfix_str(image_id, refresh=False)
+            bar.update()
+
+        yield advance
+
+
+def _report(
+    summary: Summary, ignored: Sequence[str], classes: Sequence[str], arguments: argparse.Namespace
+) -> None:
+    """What happened, on stdout: counts, seconds, and every image that needs a look."""
+    rate = summary.images / summary.seconds if summary.seconds else 0.0
+    cells = ", ".join(f"{name} {summary.cells[name]}" for name in classes)
+    print(f"images    {summary.images} in {summary.seconds:.1f} s ({rate:.2f} images/s)")
+    print(f"cells     {summary.cells.total()} ({cells})")
+    _print_list("no cells", [f"  {name}" for name in summary.blank])
+    _print_list("failed", [f"  {name}: {reason}" for name, reason in summary.failed.items()])
+    _print_list("ignored", [f"  {name}: not in the sample submission" for name in ignored])
+    print(f"written   {arguments.out}")
+    for what in ("overlays", "save_predictions"):
+        if folder := getattr(arguments, what):
+            print(f"          {folder}{os.sep}")
+
+
+def _print_list(title: str, lines: Sequence[str], most: int = 20) -> None:
+    if lines:
+        print(f"{title:9} {len(lines)}")
+        print("\n".join(lines[:most]))
+    if len(lines) > most:
+        print(f"  and {len(lines) - most} more")

@@ -1,0 +1,118 @@
+"""The `score` command: the competition's number of a submission, in total and in parts."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sartorius_infer.cli.predict import OK
+from sartorius_infer.errors import TruthError
+
+if TYPE_CHECKING:
+    from sartorius_infer.evaluate.scoring import Score
+
+
+def score_parser() -> argparse.ArgumentParser:
+    """The options of `score`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sartorius_infer score",
+        description="Score a submission with the competition's mean average precision: IoU greater than "
+        "0.50 to 0.95, one-to-one, TP / (TP + FP + FN), mean over thresholds, then over images.",
+    )
+    add = parser.add_argument
+    add(
+        "--truth",
+        type=Path,
+        required=True,
+        metavar="T",
+        help="train.csv, COCO JSON, or a folder of label maps (<id>.tif, or <id>/class1.tif ...)",
+    )
+    add("--submission", type=Path, required=True, metavar="S", help="submission.csv or COCO results")
+    add("--against", type=Path, metavar="S", help="another one, compared by paired bootstrap over images")
+    add("--json", type=Path, metavar="FILE", help="write everything")
+    add("--per-image", type=Path, metavar="CSV", help="write a row for each image, worst first")
+    add("--coco", action="store_true", help="also COCO's AP, AP50, AP75 and AP by area")
+    return parser
+
+
+def score_command(arguments: argparse.Namespace) -> int:
+    """Print the score, and write what was asked for."""
+    from sartorius_infer.evaluate.scoring import as_json, compare, read_found, score
+    from sartorius_infer.evaluate.truth import read_truth
+
+    truth = read_truth(arguments.truth)
+    found = read_found(arguments.submission, truth)
+    result = score(truth, found)
+    content = as_json(result, str(arguments.submission))
+    _print_score(result, len(truth), content["interval_95"])
+    if arguments.coco:
+        from sartorius_infer.evaluate.coco_score import coco_summary
+
+        measures = coco_summary(truth, found)
+        print("coco      " + ", ".join(f"{name} {value:.3f}" for name, value in measures.items()))
+        # JSON has no NaN, and most of what reads it takes none.
+        content["coco"] = {name: None if value != value else value for name, value in measures.items()}
+    if arguments.against:
+        other = score(truth, read_found(arguments.against, truth))
+        try:
+            compared = compare(result, other)
+        except TruthError as error:
+            raise TruthError(f"{arguments.against}: {error}") from None
+        verdict = "a real difference" if compared.is_real else "within the noise of these images"
+        print(
+            f"against   {other.mean:.4f} of {arguments.against}: {compared.difference:+.4f}, 95 % interval "
+            f"{compared.low:+.4f} to {compared.high:+.4f}: {verdict}"
+        )
+        content["against"] = {
+            "submission": str(arguments.against),
+            "score": other.mean,
+            "difference": compared.difference,
+            "interval_95": [compared.low, compared.high],
+        }
+    _write(arguments, result, content)
+    return OK
+
+
+def _print_score(result: Score, known: int, interval: tuple[float, float]) -> None:
+    from sartorius_infer.evaluate.metric import THRESHOLDS
+    from sartorius_infer.evaluate.scoring import type_counts
+
+    low, high = interval
+    kinds = ", ".join(f"{name or 'untold'} {n}" for name, n in sorted(type_counts(result).items()))
+    true, found = (sum(getattr(i, n) for i in result.images) for n in ("true_cells", "found_cells"))
+    count = len(result.images)
+    print(f"score     {result.mean:.4f}, 95 % interval {low:.4f} to {high:.4f} (bootstrap over images)")
+    print(f"images    {count} ({kinds})" + (f"; the truth has {known - count} more" * (known > count)))
+    print(f"cells     {true} true, {found} found; {true / count:.0f} and {found / count:.0f} an image")
+    for name, part in result.by_type().items():
+        true, found = (sum(getattr(i, n) for i in part.images) for n in ("true_cells", "found_cells"))
+        print(
+            f"  {name or 'untold':7} {part.mean:.4f}, {len(part.images)} images, {true} true, {found} found"
+        )
+    print("IoU over  " + " ".join(f"{t:6.2f}" for t in THRESHOLDS))
+    print("precision " + " ".join(f"{p:6.3f}" for p in result.by_threshold()))
+    for name, values in zip(("TP", "FP", "FN"), result.counts(), strict=True):
+        print(f"{name:10}" + " ".join(f"{v:6d}" for v in values))
+
+
+def _write(arguments: argparse.Namespace, result: Score, content: dict[str, object]) -> None:
+    from sartorius_infer.files import atomic_file
+
+    if arguments.json:
+        with atomic_file(arguments.json, "w") as file:
+            json.dump(content, file, indent=1)
+        print(f"written   {arguments.json}")
+    if arguments.per_image:
+        rows = sorted(zip(result.images, result.types, strict=True), key=lambda pair: pair[0].ap)
+        with atomic_file(arguments.per_image, "w") as file:
+            lines = csv.writer(file, lineterminator="\n")
+            lines.writerow(("id", "cell_type", "score", "true_cells", "found_cells", "tp50", "fp50", "fn50"))
+            for image, kind in rows:
+                counts = (image.tp[0], image.fp[0], image.fn[0])
+                lines.writerow(
+                    (image.id, kind, f"{image.ap:.6f}", image.true_cells, image.found_cells, *counts)
+                )
+        print(f"written   {arguments.per_image}")

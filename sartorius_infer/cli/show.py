@@ -1,0 +1,219 @@
+"""The `show` command: a page, and pictures, of what was found."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sartorius_infer.cli.predict import OK, add_weights
+from sartorius_infer.errors import ManifestError, PredictionError, SartoriusError, SubmissionError, TruthError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sartorius_infer.evaluate.metric import Mask
+    from sartorius_infer.evaluate.scoring import Found
+    from sartorius_infer.evaluate.truth import TrueImage
+    from sartorius_infer.images.images import ImageFile
+    from sartorius_infer.manifest.manifest import Manifest
+    from sartorius_infer.show.candidates import Looks
+    from sartorius_infer.tuning.curves import Curve
+    from sartorius_infer.types import Prediction
+
+Truth = dict[str, "TrueImage"]
+
+
+def show_parser() -> argparse.ArgumentParser:
+    """The options of `show`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sartorius_infer show",
+        description="Write one HTML page to look at a submission in a browser: every image with its cells, "
+        "with truth its hits, misses and false alarms, worst first, charts, and with saved predictions a "
+        "score threshold for each class to move. The page fetches nothing.",
+    )
+    add = parser.add_argument
+    add("--submission", type=Path, metavar="S", help="submission.csv or COCO results")
+    add(
+        "--predictions",
+        type=Path,
+        metavar="DIR",
+        help="from --save-predictions: cells by the rules of --weights, with classes, scores and sliders",
+    )
+    add("--images", nargs="+", type=Path, required=True, metavar="PATH", help="folders or files")
+    add("--truth", type=Path, metavar="T", help="as for `score`")
+    add("--out", type=Path, required=True, metavar="HTML", help="the page")
+    add("--overlays", type=Path, metavar="DIR", help="also write <id>.png per image, and matches/<id>.png")
+    add(
+        "--iou",
+        type=float,
+        default=0.5,
+        choices=[k / 20 for k in range(10, 20)],
+        metavar="T",
+        help="what a hit must exceed at first, 0.50 to 0.95 by 0.05 (default: %(default)s)",
+    )
+    add_weights(parser)
+    return parser
+
+
+def show_command(arguments: argparse.Namespace) -> int:
+    """Collect what there is to see, and write it."""
+    if arguments.submission is None and arguments.predictions is None:
+        raise SartoriusError("expected --submission, --predictions or both, found neither")
+    from tqdm import tqdm
+
+    from sartorius_infer.evaluate.truth import read_truth
+    from sartorius_infer.files import atomic_file
+    from sartorius_infer.images.images import find_images
+    from sartorius_infer.show.report import report
+
+    truth = read_truth(arguments.truth) if arguments.truth else None
+    files = {file.id: file for file in find_images(arguments.images)}
+    looks, curves = _looks(arguments, files, truth)
+    with tqdm(total=len(looks.images), unit=" image", desc="show", dynamic_ncols=True) as bar:
+
+        def advance(image_id: str) -> None:
+            bar.update()
+
+        try:
+            page = report(
+                list(files.values()),
+                looks,
+                truth,
+                curves,
+                arguments.iou,
+                title=f"Cells of {(arguments.submission or arguments.predictions).name}",
+                on_image=advance,
+            )
+        except TruthError as error:
+            raise TruthError(f"{arguments.truth}: {error}") from None
+    with atomic_file(arguments.out, "w") as file:
+        file.write(page)
+    print(f"written   {arguments.out} ({len(page.encode()) / 1e6:.1f} MB), {len(looks.images)} images")
+    if arguments.overlays:
+        _overlays(arguments, files, looks, truth)
+    return OK
+
+
+def _looks(
+    arguments: argparse.Namespace, files: dict[str, ImageFile], truth: Truth | None
+) -> tuple[Looks, list[Curve]]:
+    from sartorius_infer.show.candidates import looks_of_predictions
+
+    if arguments.predictions is None:
+        return _looks_of_submission(arguments, files), []
+    manifest, predictions = _saved(arguments)
+    if unknown := [p.image_id for p in predictions if p.image_id not in files]:
+        raise PredictionError(
+            f"{arguments.predictions}: expected predictions of --images, found {', '.join(unknown[:5])}"
+        )
+    looks = looks_of_predictions(predictions, manifest.rules, manifest.classes)
+    if arguments.submission is not None:
+        _compare(arguments, files, looks)
+    return looks, [] if truth is None else _curves(predictions, manifest, truth)
+
+
+def _looks_of_submission(arguments: argparse.Namespace, files: dict[str, ImageFile]) -> Looks:
+    from sartorius_infer.show.candidates import looks_of_found
+
+    found, sizes = _found(arguments.submission, files)
+    scored = arguments.submission.suffix.lower() == ".json"
+    classes = _manifest(arguments).classes if scored else None
+    try:
+        return looks_of_found(found, sizes, classes)
+    except TruthError as error:
+        raise SubmissionError(f"{arguments.submission}: {error}") from None
+
+
+def _found(submission: Path, files: dict[str, ImageFile]) -> tuple[Found, dict[str, tuple[int, int]]]:
+    """The submission's cells, and the size of every image."""
+    from sartorius_infer.evaluate.scoring import read_cells
+    from sartorius_infer.images.images import image_size
+
+    sizes = {image_id: image_size(file) for image_id, file in files.items()}
+    return read_cells(submission, sizes, "among --images"), sizes
+
+
+def _saved(arguments: argparse.Namespace) -> tuple[Manifest, list[Prediction]]:
+    """The manifest whose rules hold, and the predictions, by image."""
+    from sartorius_infer.output.predictions import load_prediction, require_classes
+
+    manifest = _manifest(arguments)
+    files = sorted(arguments.predictions.glob("*.npz"))
+    if not files:
+        raise PredictionError(f"{arguments.predictions}: expected saved predictions (.npz), found none")
+    predictions = [load_prediction(file) for file in files]
+    for prediction in predictions:
+        require_classes(prediction, len(manifest.classes), arguments.predictions)
+    return manifest, predictions
+
+
+def _manifest(arguments: argparse.Namespace) -> Manifest:
+    from sartorius_infer.ensemble.ensemble import find_weights
+    from sartorius_infer.manifest.manifest import load_manifest
+
+    found = find_weights(arguments.weights)
+    if not isinstance(found, Path):
+        raise ManifestError("expected --weights to be a manifest, found checkpoints")
+    return load_manifest(found).manifest
+
+
+def _compare(arguments: argparse.Namespace, files: dict[str, ImageFile], looks: Looks) -> None:
+    """Tell on stderr where the submission has other cells than the page shows."""
+    from sartorius_infer.show.candidates import shown_masks
+
+    found, _ = _found(arguments.submission, files)
+    shown = {image_id: shown_masks(look, looks) for image_id, look in looks.images.items()}
+    other = [
+        image_id
+        for image_id in dict.fromkeys([*shown, *found])
+        if _pixels(cell.mask for cell in found.get(image_id, ())) != _pixels(shown.get(image_id, ()))
+    ]
+    if other:
+        print(
+            f"warning: {arguments.submission} has other cells than the predictions by the rules of --weights "
+            f"in {len(other)} images ({', '.join(other[:5])}); the page shows those of the predictions",
+            file=sys.stderr,
+        )
+
+
+def _pixels(masks: Iterable[Mask]) -> set[tuple[bytes, bytes]]:
+    return {(starts.tobytes(), lengths.tobytes()) for starts, lengths in masks}
+
+
+def _curves(predictions: list[Prediction], manifest: Manifest, truth: Truth) -> list[Curve]:
+    """The score against each class's minimum area, of the images whose truth is known."""
+    from sartorius_infer.tuning.choices import choice_of
+    from sartorius_infer.tuning.curves import area_curve
+    from sartorius_infer.tuning.trials import Example, Scorer
+
+    # Where truth is missing or of another size the page itself says so, naming the file.
+    pairs = [(p, truth[p.image_id]) for p in predictions if p.image_id in truth]
+    examples = [Example((p,), known) for p, known in pairs if known.size_hw == p.size_hw]
+    if not examples:
+        return []
+    scorer, choice = Scorer(examples, manifest.classes), choice_of(manifest, apart=False)
+    present = scorer.labels(choice)
+    return [
+        area_curve(scorer, choice, name)
+        for label, name in enumerate(manifest.classes, start=1)
+        if label in present
+    ]
+
+
+def _overlays(
+    arguments: argparse.Namespace, files: dict[str, ImageFile], looks: Looks, truth: Truth | None
+) -> None:
+    from sartorius_infer.images.images import read_image
+    from sartorius_infer.output.render import match_overlay, overlay, save_overlay
+    from sartorius_infer.show.candidates import shown_instances, shown_masks
+
+    for image_id, look in looks.images.items():
+        image = read_image(files[image_id])
+        cells = shown_instances(image_id, look, looks)
+        save_overlay(arguments.overlays, image_id, overlay(image, cells, looks.classes))
+        if truth is not None:
+            picture = match_overlay(image, truth[image_id].masks, shown_masks(look, looks), arguments.iou)
+            save_overlay(arguments.overlays / "matches", image_id, picture)
+    print(f"          {arguments.overlays}{' and its folder matches' if truth is not None else ''}")

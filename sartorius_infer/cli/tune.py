@@ -1,0 +1,263 @@
+"""The `tune` command: rules, and how several networks vote, chosen by the score, with what speaks for it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sartorius_infer.cli.predict import OK, add_weights, load_plugins
+from sartorius_infer.errors import ManifestError, TruthError
+
+if TYPE_CHECKING:
+    from sartorius_infer.ensemble.ensemble import Ensemble
+    from sartorius_infer.images.images import ImageFile
+    from sartorius_infer.manifest.manifest import Manifest
+    from sartorius_infer.tuning.choices import Choice
+    from sartorius_infer.tuning.search import Tuned
+    from sartorius_infer.tuning.trials import Example
+    from sartorius_infer.types import Prediction
+
+
+def tune_parser() -> argparse.ArgumentParser:
+    """The options of `tune`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sartorius_infer tune",
+        description="Choose score thresholds, mask thresholds, minimum areas, edge rule, overlap survival "
+        "and consensus so that the competition's score is highest; with several networks that are seen "
+        "one by one, their fusion IoU and weights too. Networks run once.",
+    )
+    add_weights(parser)
+    add = parser.add_argument
+    add("--truth", type=Path, required=True, metavar="T", help="as for `score`")
+    add("--images", nargs="+", type=Path, metavar="PATH", help="the annotated images")
+    add(
+        "--predictions",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="from --save-predictions, instead of --images: no network runs. One folder of the whole "
+        "ensemble, or one for each network of the manifest, named as it or else in the manifest's order",
+    )
+    add("--out", type=Path, required=True, metavar="JSON", help="the manifest with what was chosen")
+    add("--plot", type=Path, metavar="PNG", help="curves of the score (default: beside --out)")
+    add("--folds", type=int, default=5, metavar="N", help="of cross-validation (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of folds and intervals (default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    return parser
+
+
+def tune_command(arguments: argparse.Namespace) -> int:
+    """Choose, judge, write and draw."""
+    from tqdm import tqdm
+
+    from sartorius_infer.tuning.choices import choice_of
+    from sartorius_infer.tuning.curves import curves, save_plot
+    from sartorius_infer.tuning.search import tune
+    from sartorius_infer.tuning.trials import Scorer
+
+    if (arguments.images is None) == (arguments.predictions is None):
+        raise TruthError("expected --images or --predictions, found both or neither")
+    content, manifest, examples = _examples(arguments)
+    scorer = Scorer(examples, manifest.classes)
+    start = choice_of(manifest, apart=scorer.members > 1)
+    with tqdm(total=arguments.folds + 1, unit=" fold", desc="search", dynamic_ncols=True) as bar:
+
+        def advance(fold: int) -> None:
+            bar.update()
+
+        tuned = tune(scorer, start, arguments.folds, arguments.seed, advance)
+        drawn = curves(scorer, tuned.choice)
+        bar.update()
+    _report(manifest, start, tuned)
+    _write(arguments.out, _with_choice(content, tuned.choice), tuned)
+    picture = arguments.plot or arguments.out.with_suffix(".png")
+    save_plot(drawn, picture)
+    print(f"written   {arguments.out}\n          {picture}")
+    return OK
+
+
+def _examples(arguments: argparse.Namespace) -> tuple[dict[str, Any], Manifest, list[Example]]:
+    """The manifest's JSON with paths as seen from --out, the manifest, and annotated predictions."""
+    from sartorius_infer.evaluate.truth import read_truth
+    from sartorius_infer.tuning.search import require_folds
+    from sartorius_infer.tuning.trials import Example
+
+    truth = read_truth(arguments.truth)
+    images: Iterable[tuple[Prediction, ...]]
+    if arguments.predictions is None:
+        ensemble, files = _networks(arguments)
+        manifest, ids, images = ensemble.manifest, [file.id for file in files], _look(ensemble, files)
+    else:
+        manifest, images = _load_predictions(arguments)
+        ids = [members[0].image_id for members in images]
+    # Before any network runs, for that takes long.
+    content = manifest.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    _relocate(content, _folder(arguments.weights), arguments.out)
+    _require_place(arguments.out)
+    if unknown := [image_id for image_id in ids if image_id not in truth]:
+        raise TruthError(f"{arguments.truth}: expected the truth of every image, found none of {unknown[0]}")
+    require_folds(len(ids), arguments.folds, arguments.seed)
+    return content, manifest, [Example(m, truth[i]) for i, m in zip(ids, images, strict=True)]
+
+
+def _require_place(out: Path) -> None:
+    """Raise ManifestError unless `out` can be written."""
+    folder = out.resolve().parent
+    if out.is_dir():
+        raise ManifestError(f"{out}: expected --out to be a file, found a folder")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ManifestError(f"{out}: expected --out in a folder that can be written, found none at {folder}")
+
+
+def _load_predictions(arguments: argparse.Namespace) -> tuple[Manifest, list[tuple[Prediction, ...]]]:
+    """The manifest, and for each image what was saved: of the ensemble, or of each member."""
+    from sartorius_infer.ensemble.ensemble import find_weights
+    from sartorius_infer.manifest.manifest import load_manifest
+    from sartorius_infer.output.predictions import load_members, match_folders, require_classes
+
+    found = find_weights(arguments.weights)
+    if not isinstance(found, Path):
+        raise ManifestError("expected --weights to be a manifest beside --predictions, found checkpoints")
+    manifest = load_manifest(found).manifest
+    folders = arguments.predictions
+    if len(folders) > 1:
+        names = [model.name for model in manifest.models]
+        folders = match_folders(folders, names)
+        for name, folder in zip(names, folders, strict=True):
+            print(f"network   {name}: {folder}")
+    images = load_members(folders)
+    for members in images:
+        for prediction, folder in zip(members, folders, strict=True):
+            require_classes(prediction, len(manifest.classes), folder)
+    return manifest, images
+
+
+def _networks(arguments: argparse.Namespace) -> tuple[Ensemble, tuple[ImageFile, ...]]:
+    """The ensemble, and the images that it will see."""
+    from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve_precision
+    from sartorius_infer.ensemble.ensemble import load_ensemble
+    from sartorius_infer.images.images import find_images
+
+    load_plugins(arguments)
+    files = find_images(arguments.images)
+    device = resolve_device(arguments.device)
+    keep_memory(device)
+    return load_ensemble(arguments.weights, device, resolve_precision("auto", device)), files
+
+
+def _look(ensemble: Ensemble, files: Sequence[ImageFile]) -> Iterator[tuple[Prediction, ...]]:
+    """For each image what each member sees by itself, in all views."""
+    from dataclasses import replace
+
+    from tqdm import tqdm
+
+    from sartorius_infer.ensemble.passes import predict
+    from sartorius_infer.images.images import read_image
+
+    alone = [replace(ensemble, members=(member,)) for member in ensemble.members]
+    for file in tqdm(files, unit=" image", desc="predict", dynamic_ncols=True):
+        image = read_image(file)
+        yield tuple(predict(one, [image])[0] for one in alone)
+
+
+def _folder(weights: Sequence[Path]) -> Path:
+    """The folder that the files of a manifest are relative to; bare checkpoints name theirs themselves."""
+    from sartorius_infer.ensemble.ensemble import find_weights
+
+    found = find_weights(weights)
+    return found.parent if isinstance(found, Path) else Path()
+
+
+def _relocate(content: dict[str, Any], folder: Path, out: Path) -> None:
+    """Write paths as seen from `out`; raise ManifestError for a file that does not lie below its folder."""
+    content.pop("$schema", None)
+    for model in content["models"]:
+        file = (folder / model["file"]).resolve()
+        if not file.is_relative_to(out.parent.resolve()):
+            raise ManifestError(
+                f"{out}: expected --out in a folder above {file}, found {out.parent.resolve()}"
+            )
+        model["file"] = os.path.relpath(file, out.parent.resolve())
+
+
+def _report(manifest: Manifest, start: Choice, tuned: Tuned) -> None:
+    from sartorius_infer.evaluate.scoring import bootstrap
+
+    gain = tuned.gain
+    low, high = bootstrap(tuned.unseen, tuned.seed)
+    verdict = "a real gain" if gain.low > 0 else "a real loss" if gain.high < 0 else "no gain that is real"
+    print(f"images    {len(tuned.unseen)}, {tuned.folds} folds")
+    print(f"start     {tuned.before.mean():.4f}")
+    print(f"seen      {tuned.seen:.4f} (flatters: chosen on the same images)")
+    print(f"unseen    {tuned.unseen.mean():.4f}, 95 % {low:.4f} to {high:.4f} (chosen without the image)")
+    for name, (count, before, unseen) in tuned.by_type().items():
+        print(f"  {name or 'untold':7} {before:.4f} -> {unseen:.4f} unseen, {count} images")
+    print(f"gain      {gain.difference:+.4f}, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}: {verdict}")
+    if gain.low <= 0:
+        print("advice    keep the manifest as it is; more annotated images would tell more")
+    _report_rules(manifest, tuned.choice)
+    if len(start.weights) > 1:
+        _report_members(manifest, start, tuned.choice)
+
+
+def _report_rules(manifest: Manifest, chosen: Choice) -> None:
+    for name in manifest.classes:
+        old, new = manifest.rules.of(name), chosen.rules.of(name)
+        print(f"  {name:7} " + ", ".join(_changes(old.model_dump(), new.model_dump())))
+    shared = {"per_class", "paste"}
+    before, after = (r.model_dump(exclude=shared) for r in (manifest.rules, chosen.rules))
+    print("  all     " + ", ".join(_changes(before, after)))
+
+
+def _report_members(manifest: Manifest, start: Choice, chosen: Choice) -> None:
+    names = [model.name for model in manifest.models]
+    before, after = (dict(zip(names, c.weights, strict=True)) for c in (start, chosen))
+    print("  fusion  " + ", ".join(_changes({"iou": start.fusion.iou}, {"iou": chosen.fusion.iou})))
+    print("  weights " + ", ".join(_changes(before, after)))
+    if left_out := [name for name, weight in after.items() if weight == 0]:
+        print(f"left out  {', '.join(left_out)}: scores best without")
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    return [f"{k} {_plain(old[k])}" + (f" -> {_plain(v)}" * (v != old[k])) for k, v in new.items()]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "/".join(_plain(v) for v in value.values())
+    return "none" if value is None else str(value)
+
+
+def _with_choice(content: dict[str, Any], choice: Choice) -> dict[str, Any]:
+    """The manifest's JSON with what was chosen; a network without a vote is not listed any more."""
+    content = content | {"rules": choice.rules.model_dump(mode="json", exclude_none=True)}
+    if len(choice.weights) == 1:
+        return content
+    pairs = zip(content["models"], choice.weights, strict=True)
+    models = [model | {"weight": weight} for model, weight in pairs if weight > 0]
+    return content | {"models": models, "fusion": content.get("fusion", {}) | {"iou": choice.fusion.iou}}
+
+
+def _write(out: Path, content: dict[str, Any], tuned: Tuned) -> None:
+    from sartorius_infer.files import atomic_file
+    from sartorius_infer.manifest.manifest import Evidence, Manifest
+
+    gain = tuned.gain
+    evidence = Evidence(
+        images=len(tuned.unseen),
+        folds=tuned.folds,
+        seed=tuned.seed,
+        start=float(tuned.before.mean()),
+        seen=tuned.seen,
+        unseen=float(tuned.unseen.mean()),
+        low=gain.low,
+        high=gain.high,
+    )
+    text = json.dumps(content | {"evidence": evidence.model_dump()}, indent=2, ensure_ascii=False)
+    Manifest.model_validate_json(text)
+    with atomic_file(out, "w") as file:
+        file.write(text + "\n")

@@ -1,0 +1,1 @@
+"""Networks that vote: what `--weights` means, the two passes, fusion."""

@@ -1,0 +1,1 @@
+"""What a manifest says, as frozen settings. No torch here."""

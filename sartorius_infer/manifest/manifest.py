@@ -1,0 +1,277 @@
+"""`weights_manifest.json`: which checkpoints vote, how each sees an image, and the rules after them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from sartorius_infer.errors import ManifestError
+from sartorius_infer.manifest.detectron2 import Detectron2Parts
+from sartorius_infer.manifest.rules import ClassRule, Fraction, Rules, Settings
+from sartorius_infer.manifest.torchvision import Count, NetworkParts, Positive, partial_model
+from sartorius_infer.manifest.views import View, parse_view
+from sartorius_infer.networks.inputs import Preprocessing
+
+MANIFEST_NAME = "weights_manifest.json"
+
+if TYPE_CHECKING:
+    SomeNetworkParts = NetworkParts
+else:
+    SomeNetworkParts = partial_model(NetworkParts)
+
+ClassName = Annotated[str, Field(min_length=1)]
+
+
+class ModelSpec(Settings):
+    """One checkpoint: where it is, what it is, how it wants its images, how much it counts."""
+
+    name: Annotated[str, Field(min_length=1)]
+    file: Annotated[str, Field(min_length=1)] = Field(description="path relative to the manifest")
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    bytes: Count | None = None
+    format: Literal["safetensors", "torch", "pickle"] | None = Field(
+        None, description="null: by the file's suffix"
+    )
+    architecture: str | None = Field(
+        None,
+        description="torchvision_rcnn, a preset of it, detectron2_rcnn, or a plugin's name; "
+        "null: by the file's keys",
+    )
+    classes: Annotated[tuple[ClassName, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="the network's own class order, without background; null: the manifest's; "
+        "classes that the manifest does not list are ignored",
+    )
+    preprocessing: Preprocessing = Preprocessing()
+    network: SomeNetworkParts | None = Field(
+        None, description="parts and settings that the checkpoint's keys do not tell"
+    )
+    detectron2: Detectron2Parts | None = Field(
+        None, description="of a Detectron2 checkpoint: what its config said; `import` writes it"
+    )
+    weight: Positive = Field(1.0, description="its vote in the fusion of boxes and the mean of masks")
+    provenance: str = ""
+    licence: str = ""
+
+    @model_validator(mode="after")
+    def _one_family(self) -> ModelSpec:
+        if self.network is not None and self.detectron2 is not None:
+            raise ValueError("expected `network` (torchvision) or `detectron2`, found both")
+        return self
+
+    def network_settings(self) -> dict[str, Any]:
+        """The `network` fields that the manifest writes, as a nested dict; empty where it writes none."""
+        return self.network.model_dump(exclude_unset=True, exclude_none=True) if self.network else {}
+
+
+class Fusion(Settings):
+    """How the boxes of several networks and views become one set, by ensemble-boxes."""
+
+    method: Literal["wbf", "nms", "soft_nms", "nmw"] = "wbf"
+    iou: Fraction = Field(0.6, description="boxes of one class that overlap more are the same cell")
+    conf_type: Literal["avg", "max", "box_and_model_avg", "absent_model_aware_avg"] = Field(
+        "avg", description="of wbf: how the scores of a cluster become one"
+    )
+    skip_score: Fraction = Field(0.0, description="boxes under this score do not take part")
+    sigma: Positive = Field(0.5, description="of soft_nms: width of its gaussian")
+    soft_score: Fraction = Field(0.001, description="of soft_nms: decayed scores under this are dropped")
+    max_boxes: Count = Field(3000, description="the best of one class in one image; the cost is quadratic")
+
+
+class Evidence(Settings):
+    """What speaks for tuned rules: scores on annotated images, each in [0, 1].
+
+    start is the score of the rules before, seen that of the chosen ones on the images they were chosen
+    on, unseen that of rules chosen without the image (cross-validation); low and high bound unseen
+    minus start with 95 % confidence.
+    """
+
+    images: Count
+    folds: Count
+    seed: int
+    start: Fraction
+    seen: Fraction
+    unseen: Fraction
+    low: Annotated[float, Field(ge=-1, le=1)]
+    high: Annotated[float, Field(ge=-1, le=1)]
+
+
+class Manifest(Settings):
+    """The whole file. `version` is 1; unknown keys are errors."""
+
+    schema_: str | None = Field(None, alias="$schema")
+    version: Annotated[int, Field(ge=1, le=1)]
+    classes: Annotated[tuple[ClassName, ...], Field(min_length=1)] = Field(
+        description="in label order, from 1"
+    )
+    models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
+    views: Annotated[tuple[str, ...], Field(min_length=1)] = ("identity",)
+    fusion: Fusion = Fusion()
+    rules: Rules = Rules()
+    evidence: Evidence | None = Field(None, description="of the rules, where `tune` chose them")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        _require_unique("$.classes", self.classes)
+        _require_unique("$.models[*].name", [model.name for model in self.models])
+        _require_unique("$.views", self.views)
+        views: list[View] = []
+        for index, name in enumerate(self.views):
+            try:
+                view = parse_view(name)
+            except ManifestError as error:
+                raise ValueError(f"$.views[{index}]: {error}") from None
+            if view in views:
+                raise ValueError(f"$.views[{index}]: expected each view once, found {name!r} again")
+            views.append(view)
+        for name in self.rules.per_class:
+            if name not in self.classes:
+                raise ValueError(f"$.rules.per_class.{name}: expected one of {self.classes}")
+        for index, model in enumerate(self.models):
+            where, own = f"$.models[{index}].classes", model.classes or self.classes
+            _require_unique(where, own)
+            if not set(own) & set(self.classes):
+                raise ValueError(f"{where}: expected at least one of {self.classes}, found {own}")
+        return self
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A manifest and the folder that its paths are relative to."""
+
+    manifest: Manifest
+    folder: Path
+
+    def path(self, spec: ModelSpec) -> Path:
+        """Where the checkpoint of `spec` lies."""
+        return self.folder / spec.file
+
+
+def _require_unique(what: str, values: Sequence[str]) -> None:
+    if twice := [value for value, count in Counter(values).items() if count > 1]:
+        raise ValueError(f"{what}: expected each once, found {twice[0]!r} twice")
+
+
+def load_manifest(path: Path) -> Plan:
+    """Read and check a manifest; files are looked for, but read only by `verify_files`.
+
+    Raises ManifestError naming the file and the JSON path of the first fault.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: expected a readable JSON file, found {error}") from None
+    try:
+        content = json.loads(text, object_pairs_hook=_no_duplicates)
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise ManifestError(f"{path}: {_describe_fault(error, content)}") from None
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{path}: expected JSON, found {error}") from None
+    for index, spec in enumerate(manifest.models):
+        _require_inside(path, f"$.models[{index}].file", spec.file)
+    return Plan(manifest, path.parent)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _require_unique("keys of one object", [key for key, _ in pairs])
+    return dict(pairs)
+
+
+def _describe_fault(error: ValidationError, content: Any) -> str:
+    """The first fault of a validation, as `$.json.path: what is wrong, found what`."""
+    fault = error.errors()[0]
+    message = fault["msg"].removeprefix("Value error, ")
+    if message.startswith("$"):  # a check across fields, which names its place itself
+        return message
+    where = "$"
+    last = len(fault["loc"]) - 1
+    for depth, step in enumerate(fault["loc"]):
+        known = step in content if isinstance(content, dict) else isinstance(step, int)
+        # What is not there is what is missing, or else not a place but the branch of a union.
+        if known or (fault["type"] == "missing" and depth == last):
+            where += f"[{step}]" if isinstance(step, int) else f".{step}"
+            content = content[step] if known else None
+    found = repr(fault["input"])
+    found = "" if fault["type"] == "missing" or len(found) > 100 else f", found {found}"
+    return f"{where}: {message}{found}"
+
+
+def _require_inside(manifest: Path, where: str, file: str) -> None:
+    try:
+        folder = manifest.parent.resolve()
+        target = (folder / file).resolve()
+        leaves = Path(file).is_absolute() or ".." in Path(file).parts or not target.is_relative_to(folder)
+        missing = not target.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, a loop of links
+        raise ManifestError(f"{manifest}: {where}: expected a path, found {file[:100]!r}: {error}") from None
+    if leaves:
+        raise ManifestError(
+            f"{manifest}: {where}: expected a path inside the manifest's folder, found {file!r}"
+        )
+    if missing:
+        raise ManifestError(f"{manifest}: {where}: expected a file, found none at {target}")
+
+
+def verify_files(plan: Plan) -> None:
+    """Compare sizes, checksums and formats of every checkpoint with the manifest; raise ManifestError."""
+    for index, spec in enumerate(plan.manifest.models):
+        path, where = plan.path(spec), f"$.models[{index}]"
+        size = path.stat().st_size
+        if spec.bytes is not None and size != spec.bytes:
+            raise ManifestError(f"{path}: {where}.bytes: expected {spec.bytes} bytes, found {size}")
+        if spec.format is not None and spec.format != file_format(path):
+            raise ManifestError(f"{path}: {where}.format: expected {spec.format}, found {path.suffix}")
+        if spec.sha256 is not None and (found := file_sha256(path)) != spec.sha256:
+            raise ManifestError(f"{path}: {where}.sha256: expected {spec.sha256}, found {found}")
+
+
+def file_format(path: Path) -> Literal["safetensors", "torch", "pickle"]:
+    """The format of a checkpoint by its suffix."""
+    return {".safetensors": "safetensors", ".pkl": "pickle"}.get(path.suffix.lower(), "torch")  # type: ignore[return-value]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bytes_sha256(content: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+COMPETITION_CLASSES = ("shsy5y", "astro", "cort")
+
+# Score thresholds that won with a single ResNet-50, and the 1st percentile of true areas, per class.
+_COMPETITION_RULES = {
+    "shsy5y": ClassRule(score=0.15, min_area=47),
+    "astro": ClassRule(score=0.35, min_area=107),
+    "cort": ClassRule(score=0.55, min_area=63),
+}
+
+
+def default_classes(count: int) -> tuple[str, ...]:
+    """Class names of a bare checkpoint: the competition's for three, "cell" for one, else numbered."""
+    if count == len(COMPETITION_CLASSES):
+        return COMPETITION_CLASSES
+    return ("cell",) if count == 1 else tuple(f"class{i}" for i in range(1, count + 1))
+
+
+def default_rules(classes: Sequence[str]) -> Rules:
+    """Rules of a bare checkpoint: the competition's known thresholds, else a score of 0.5."""
+    return Rules(per_class={c: _COMPETITION_RULES[c] for c in classes if c in _COMPETITION_RULES})
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a manifest, as published beside the documentation."""
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": draft, **Manifest.model_json_schema(by_alias=True)}

@@ -1,0 +1,1 @@
+"""Torchvision's Mask R-CNN."""

@@ -1,0 +1,1 @@
+"""One whole run over any number of images."""

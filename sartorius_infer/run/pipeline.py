@@ -1,0 +1,305 @@
+"""The order of the steps, for any number of images in bounded memory.
+
+Images are decoded on worker threads, networks run on the calling thread, and pasting, rules and
+pictures run on worker threads again while the next batch is in the networks. Results leave in the
+order of the jobs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+
+from sartorius_infer.cells.instances import build_instances, selector
+from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.ensemble.passes import predict
+from sartorius_infer.errors import ImageError, PredictionError, SartoriusError, first_line
+from sartorius_infer.images.images import ImageFile, read_image
+from sartorius_infer.output.predictions import save_prediction
+from sartorius_infer.output.render import overlay, save_overlay
+from sartorius_infer.output.submission import ResultWriter
+from sartorius_infer.run.budget import Budget
+from sartorius_infer.run.journal import Result
+from sartorius_infer.types import CellImage, Prediction
+
+log = logging.getLogger(__name__)
+
+FIRST_ROI_CHUNK = 256
+SMALLEST_ROI_CHUNK = 8
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to write a result for; `file` is None where an id has no image."""
+
+    id: str
+    file: ImageFile | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run goes about it.
+
+    batch_size        images of one size that enter the networks together
+    workers           threads for decoding, and as many for pasting and pictures
+    on_error          what a failing image does: become blank, or stop the run
+    save_predictions  folder for soft predictions before any rule, or None
+    overlays          folder for pictures, or None
+    """
+
+    batch_size: int = 1
+    workers: int = 2
+    on_error: Literal["blank", "stop"] = "blank"
+    save_predictions: Path | None = None
+    overlays: Path | None = None
+
+
+@dataclass
+class Summary:
+    """What a run did: counts, and the ids that need a look with the reason."""
+
+    images: int = 0
+    cells: Counter[str] = field(default_factory=Counter)
+    blank: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def add(self, result: Result) -> None:
+        """Count one image."""
+        self.images += 1
+        self.cells.update(result.cells)
+        if result.error:
+            self.failed[result.id] = result.error
+        elif not result.cells:
+            self.blank.append(result.id)
+
+
+def plan_jobs(files: Sequence[ImageFile], sample_ids: Sequence[str] | None) -> tuple[list[Job], list[str]]:
+    """Jobs in output order, and the ids of images that the sample submission leaves out."""
+    if sample_ids is None:
+        return [Job(file.id, file) for file in files], []
+    by_id = {file.id: file for file in files}
+    wanted = set(sample_ids)
+    return [Job(i, by_id.get(i)) for i in sample_ids], [f.id for f in files if f.id not in wanted]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive jobs that enter the networks together; `number` counts from the start of the list.
+
+    Batches are made from the list alone, so that neither what a journal has finished nor how many
+    processes share the work changes which images go together, and with it a number.
+    """
+
+    number: int
+    jobs: tuple[Job, ...]
+
+
+def plan_batches(jobs: Sequence[Job], size: int) -> list[Batch]:
+    """The jobs in batches of `size`, the last one shorter."""
+    return [Batch(i, tuple(jobs[start : start + size])) for i, start in enumerate(range(0, len(jobs), size))]
+
+
+def run(
+    ensemble: Ensemble,
+    batches: Sequence[Batch],
+    encode: ResultWriter,
+    options: Options,
+    budget: Budget | None = None,
+    on_image: Callable[[str], None] = lambda image_id: None,
+) -> Iterator[tuple[int, list[Result]]]:
+    """Predict every batch; yields its number and its images' results, in the order of the batches.
+
+    `encode` makes the text of an image; nothing is written to it. `on_image` is told each finished
+    id. Raises the image's SartoriusError with `on_error="stop"`.
+    """
+    # The pools end by themselves when the run does; a failure must not wait for queued pictures.
+    readers, finishers = ThreadPoolExecutor(options.workers), ThreadPoolExecutor(options.workers)
+    depth = options.batch_size + options.workers
+    try:
+        tasks = ((batch.number, job) for batch in batches for job in batch.jobs)
+        decoded = _ahead(readers, _decode, tasks, depth)
+        runner = _Runner(ensemble, options, budget, sum(len(batch.jobs) for batch in batches))
+        finish = _Finisher(ensemble, options, encode)
+        outcomes = _ahead(finishers, finish, _predicted(runner, _groups(decoded)), depth, eager=True)
+        for batch in batches:
+            results = []
+            for outcome in islice(outcomes, len(batch.jobs)):
+                if outcome.error is not None and options.on_error == "stop":
+                    raise outcome.error
+                results.append(outcome.result)
+                on_image(outcome.result.id)
+            yield batch.number, results
+    finally:
+        readers.shutdown(wait=False, cancel_futures=True)
+        finishers.shutdown(wait=True, cancel_futures=True)
+
+
+def write(results: Iterable[Result], writer: ResultWriter, summary: Summary) -> None:
+    """Write results in their order and count them; raises SubmissionError where that fails."""
+    for result in results:
+        writer.write(result.pieces)
+        summary.add(result)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """A job of a batch on its way to a result: what it has become so far, or why it failed."""
+
+    batch: int
+    id: str
+    image: CellImage | None = None
+    prediction: Prediction | None = None
+    error: SartoriusError | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """A result, and the error behind it."""
+
+    result: Result
+    error: SartoriusError | None
+
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, step: Callable[[A], B], items: Iterable[A], depth: int, eager: bool = False
+) -> Iterator[B]:
+    """`step` of each item in order, with at most `depth` of them under way or waiting.
+
+    `eager` hands out what is done before it takes the next item, rather than keeping a stock.
+    """
+    waiting: deque[Future[B]] = deque()
+    for item in items:
+        waiting.append(pool.submit(step, item))
+        while len(waiting) > depth or (eager and waiting and waiting[0].done()):
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _decode(task: tuple[int, Job]) -> _Work:
+    batch, job = task
+    if job.file is None:
+        return _Work(batch, job.id, error=ImageError(f"{job.id}: expected an image of this id, found none"))
+    try:
+        return _Work(batch, job.id, image=read_image(job.file))
+    except SartoriusError as error:
+        return _Work(batch, job.id, error=error)
+
+
+def _groups(works: Iterable[_Work]) -> Iterator[list[_Work]]:
+    """Neighbours of one batch and one image size; one that failed is a group of its own."""
+    for _, group in groupby(works, key=lambda work: (work.batch, work.image and work.image.size_hw)):
+        yield list(group)
+
+
+def _predicted(runner: _Runner, groups: Iterable[list[_Work]]) -> Iterator[_Work]:
+    for group in groups:
+        images = [work.image for work in group if work.image is not None]
+        outcomes = runner(images) if images else [None] * len(group)
+        runner.count(len(group))
+        for work, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, Prediction):
+                yield replace(work, prediction=outcome)
+            else:
+                yield replace(work, error=outcome or work.error)
+
+
+class _Runner:
+    """Runs batches, and adapts to the memory there is: smaller batches, then RoIs in chunks."""
+
+    def __init__(self, ensemble: Ensemble, options: Options, budget: Budget | None, images: int) -> None:
+        self.ensemble = ensemble
+        self.budget = budget
+        self.remaining = images
+        self.batch_size = options.batch_size
+        self.roi_chunk: int | None = None
+        rules = ensemble.manifest.rules
+        self.select = None if options.save_predictions else selector(rules, ensemble.classes)
+
+    def __call__(self, images: Sequence[CellImage]) -> list[Prediction | SartoriusError]:
+        """Each image's prediction, or why there is none."""
+        if self.budget is not None:
+            lighter = self.budget.choose(self.ensemble, self.remaining)
+            if lighter is None:
+                return [PredictionError(f"{i.id}: not predicted: the time limit was reached") for i in images]
+            self.ensemble = lighter
+        return self._predict(images)
+
+    def count(self, images: int) -> None:
+        """Take note that so many images are through."""
+        self.remaining -= images
+        if self.budget is not None:
+            self.budget.finished(images)
+
+    def _predict(self, images: Sequence[CellImage]) -> list[Prediction | SartoriusError]:
+        fits = self.batch_size  # may shrink during the first of the two calls
+        if len(images) > fits:
+            return self._predict(images[:fits]) + self._predict(images[fits:])
+
+        def looked(network: str, view: str, seconds: float) -> None:
+            if self.budget is not None:
+                self.budget.looked(network, view, seconds, len(images))
+
+        try:
+            return list(predict(self.ensemble, images, self.select, self.roi_chunk, on_look=looked))
+        except Exception as error:  # whatever a network does with one image, the others go on
+            out_of_memory = _is_out_of_memory(error)
+            reason = first_line(error)
+        # Outside the handler, whose traceback would keep the failed batch's tensors alive.
+        if out_of_memory and self._use_less_memory(len(images)):
+            return self._predict(images)
+        if len(images) > 1:
+            return [outcome for image in images for outcome in self._predict([image])]
+        return [PredictionError(f"{images[0].id}: {reason}")]
+
+    def _use_less_memory(self, batch: int) -> bool:
+        """Choose a smaller batch or RoI chunk, and say so; False where there is no smaller one."""
+        if self.ensemble.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if batch > 1:
+            self.batch_size = batch // 2
+            log.warning("out of memory: going on with batches of %d", self.batch_size)
+            return True
+        if self.roi_chunk is None or self.roi_chunk > SMALLEST_ROI_CHUNK:
+            self.roi_chunk = FIRST_ROI_CHUNK if self.roi_chunk is None else self.roi_chunk // 2
+            log.warning("out of memory: going on with mask heads on %d RoIs at a time", self.roi_chunk)
+            return True
+        return False
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Torch's CPU allocator reports by a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+
+
+class _Finisher:
+    """From prediction to text, with the files that each image leaves beside the output."""
+
+    def __init__(self, ensemble: Ensemble, options: Options, encode: ResultWriter) -> None:
+        self.rules, self.classes, self.options = ensemble.manifest.rules, ensemble.classes, options
+        self.encode = encode
+
+    def __call__(self, work: _Work) -> _Outcome:
+        if work.prediction is None or work.image is None:
+            result = Result(work.id, self.encode.encode_blank(work.id), error=str(work.error))
+            return _Outcome(result, work.error)
+        instances = build_instances(work.prediction, self.rules, self.classes)
+        if self.options.save_predictions is not None:
+            save_prediction(self.options.save_predictions, work.prediction)
+        if self.options.overlays is not None:
+            save_overlay(self.options.overlays, work.image.id, overlay(work.image, instances, self.classes))
+        names = [self.classes[label - 1] for label in instances.labels]
+        return _Outcome(Result(work.id, self.encode.encode(instances), dict(Counter(names))), None)

@@ -1,0 +1,1 @@
+"""Choosing rules, fusion and weights by the score."""

@@ -1,0 +1,573 @@
+"""The two passes: laws that hold for any networks, on exact small ones and on a real Mask R-CNN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from factories import CLASSES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from sartorius_infer.ensemble.ensemble import Ensemble, Member
+from sartorius_infer.ensemble.passes import image_tensor, predict
+from sartorius_infer.errors import PredictionError
+from sartorius_infer.manifest.manifest import Fusion, Manifest, ModelSpec
+from sartorius_infer.manifest.torchvision import NetworkParts
+from sartorius_infer.manifest.views import IDENTITY, View, parse_view
+from sartorius_infer.networks import Detections, Features, Network
+from sartorius_infer.networks.inputs import Preprocessing, Resize
+from sartorius_infer.networks.torchvision.rcnn import TorchvisionNetwork, build_model
+from sartorius_infer.types import Bool, CellImage, Float32, Int64, Prediction
+
+EIGHT = ("identity", "hflip", "vflip", "rot90", "rot180", "rot270", "transpose", "transverse")
+WORLD = (*CLASSES, "debris")
+SIZE_HW = (39, 52)
+TILE = 13
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def class_at(level: int) -> str:
+    """What a blob of this brightness is."""
+    return WORLD[level % len(WORLD)]
+
+
+@dataclass
+class BlobNetwork:
+    """Sees exactly the connected bright blobs of the classes that it knows, in any view and at whole scales.
+
+    A blob's score is its brightness; its mask is the blob in its box times the firmness of its class.
+    """
+
+    classes: tuple[str, ...] = CLASSES
+    grid: int = 28
+    firmness: float = 0.9
+    dimmest: int = 1
+    looks: list[View] = field(default_factory=list)
+
+    @property
+    def class_count(self) -> int:
+        return len(self.classes)
+
+    def features(self, images: Sequence[Tensor], view: View = IDENTITY) -> Features:
+        self.looks.append(view)
+        gray = torch.stack([image[:1] for image in images]).float()  # (B, 1, H, W)
+        scale = int(view.scale)
+        maps = F.interpolate(gray, scale_factor=scale) if scale > 1 else gray
+        hw, input_hw = _hw(gray), _hw(maps)
+        return Features({"0": maps}, (hw,) * len(images), (input_hw,) * len(images), input_hw)
+
+    def propose(self, features: Features) -> list[Tensor]:
+        return [self._boxes(level[0].numpy() > 0) for level in features.maps["0"]]
+
+    @staticmethod
+    def _boxes(blobs: Bool) -> Tensor:
+        parts, _ = ndimage.label(blobs, np.ones((3, 3)))
+        found = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(parts)]
+        return torch.tensor(found, dtype=torch.float32).reshape(-1, 4)
+
+    def detect(self, features: Features, proposals: list[Tensor]) -> list[Detections]:
+        upright = self._upright(features)
+        scale = features.input_hws[0][0] / features.image_hws[0][0]
+        return [self._classify(u[0], boxes / scale) for u, boxes in zip(upright, proposals, strict=True)]
+
+    def _classify(self, pixels: Tensor, boxes: Tensor) -> Detections:
+        levels = [int(pixels[y0:y1, x0:x1].max()) for x0, y0, x1, y1 in boxes.long().tolist()]
+        seen = [i for i, v in enumerate(levels) if class_at(v) in self.classes and v >= self.dimmest]
+        seen.sort(key=lambda i: -levels[i])
+        scores = torch.tensor([levels[i] / 255 for i in seen], dtype=torch.float32)
+        labels = [self.classes.index(class_at(levels[i])) + 1 for i in seen]
+        return Detections(boxes[seen], scores, torch.tensor(labels, dtype=torch.int64))
+
+    def mask_probabilities(
+        self, features: Features, boxes: list[Tensor], labels: list[Tensor]
+    ) -> list[Tensor]:
+        inside = (self._upright(features) > 0).float()
+        rois = roi_align(inside, boxes, self.grid, sampling_ratio=1, aligned=True)[:, 0]
+        firm = [1.0, *(self.firmness * (0.5 + 0.1 * WORLD.index(name)) for name in self.classes)]
+        masks = rois * torch.tensor(firm)[torch.cat(labels)][:, None, None]
+        return list(masks.split([len(b) for b in boxes]))
+
+    @staticmethod
+    def _upright(features: Features) -> Tensor:
+        step = features.input_hws[0][0] // features.image_hws[0][0]
+        return features.maps["0"][..., ::step, ::step]
+
+
+def _hw(maps: Tensor) -> tuple[int, int]:
+    return int(maps.shape[-2]), int(maps.shape[-1])
+
+
+def blobs(seed: int, size_hw: tuple[int, int] = SIZE_HW, image_id: str = "blobs") -> CellImage:
+    """Crooked blobs of different brightness, none touching another, some on the border."""
+    rng = np.random.default_rng(seed)
+    pixels = np.zeros(size_hw, np.uint8)
+    tiles = [(y, x) for y in range(0, size_hw[0], TILE) for x in range(0, size_hw[1], TILE)]
+    levels = rng.permutation(np.arange(30, 250))
+    for (y, x), level in zip(tiles, levels, strict=False):
+        if rng.random() < 0.7:
+            tile = pixels[y : y + TILE - 1, x : x + TILE - 1]
+            for _ in range(2):  # both parts hold the tile's middle
+                (y0, x0), (y1, x1) = rng.integers(0, 6, 2), rng.integers(6, 12, 2)
+                tile[y0 : y1 + 1, x0 : x1 + 1] = level
+    return CellImage(image_id, pixels)
+
+
+def blank(size_hw: tuple[int, int] = SIZE_HW) -> CellImage:
+    return CellImage("blank", np.zeros(size_hw, np.uint8))
+
+
+def noise(seed: int, shape: tuple[int, ...] = SIZE_HW, image_id: str = "noise") -> CellImage:
+    return CellImage(image_id, np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+
+def maps_between(own: Sequence[str], other: Sequence[str]) -> Tensor:
+    return torch.tensor([0, *(other.index(name) + 1 if name in other else 0 for name in own)])
+
+
+def ensemble_of(
+    *networks: Network,
+    views: Sequence[str] = ("identity",),
+    weights: Sequence[float] | None = None,
+    fusion: Fusion | None = None,
+) -> Ensemble:
+    """These networks, of `CLASSES` unless they say otherwise, as a manifest would join them."""
+    weights = [1.0] * len(networks) if weights is None else weights
+    specs = tuple(ModelSpec(name=f"n{i}", file=f"n{i}.pt", weight=w) for i, w in enumerate(weights))
+    manifest = Manifest(
+        version=1, classes=CLASSES, models=specs, views=tuple(views), fusion=fusion or Fusion()
+    )
+    members = []
+    for spec, network in zip(specs, networks, strict=True):
+        own = getattr(network, "classes", CLASSES)
+        to_manifest, from_manifest = maps_between(own, CLASSES), maps_between(CLASSES, own)
+        members.append(Member(spec.name, network, spec.weight, to_manifest, from_manifest))
+    return Ensemble(manifest, tuple(members), torch.device("cpu"))
+
+
+SMALL = NetworkParts.model_validate_json(
+    """{"body": "resnet18", "stages": [1, 2], "fpn": {"channels": 16},
+    "anchors": {"sizes": [[8], [16], [32]]}, "rpn": {"pre_nms_top_n": 60, "post_nms_top_n": 40},
+    "box_head": {"fc_channels": [32, 32]}, "mask_head": {"conv_channels": [16], "hidden": 16},
+    "detection": {"per_image": 12}}"""
+)
+
+
+def fresh_network(seed: int = 0) -> TorchvisionNetwork:
+    """A whole Mask R-CNN of torchvision, small, with random weights."""
+    torch.manual_seed(seed)
+    settings = Preprocessing(resize=Resize(shortest_edge=64, longest_edge=96))
+    return TorchvisionNetwork(build_model(SMALL, len(CLASSES)), settings, torch.float32)
+
+
+real_network = cache(fresh_network)
+
+
+def blob_ensemble() -> Ensemble:
+    networks = BlobNetwork(), BlobNetwork(("cort", "debris", "shsy5y"), grid=56, firmness=0.6)
+    return ensemble_of(*networks, views=("identity", "rot90+scale:2"), weights=(1.0, 2.5))
+
+
+def real_ensemble() -> Ensemble:
+    return ensemble_of(real_network(0), real_network(1), views=("identity", "rot90+scale:1.25"))
+
+
+Make = Callable[[], Ensemble]
+both = pytest.mark.parametrize(
+    ("make", "image"), [(blob_ensemble, blobs), (real_ensemble, noise)], ids=["blobs", "real"]
+)
+
+
+def assert_same(a: Prediction, b: Prediction, masks: float = 2e-3) -> None:
+    """Equal but for rounding; a mask may differ by 2 steps of a float16."""
+    assert a.image_id == b.image_id and a.size_hw == b.size_hw
+    np.testing.assert_array_equal(a.labels, b.labels)
+    np.testing.assert_allclose(a.boxes, b.boxes, atol=2e-3)
+    np.testing.assert_allclose(a.scores, b.scores, atol=1e-5)
+    np.testing.assert_allclose(a.evidence, b.evidence, atol=1e-5)
+    np.testing.assert_allclose(a.masks.astype(np.float32), b.masks.astype(np.float32), atol=masks)
+
+
+def one(ensemble: Ensemble, image: CellImage) -> Prediction:
+    return predict(ensemble, [image])[0]
+
+
+# Views.
+
+
+@pytest.mark.parametrize("method", ["wbf", "nms", "nmw"])
+@settings(max_examples=8, deadline=None)
+@given(seeds)
+def test_views_of_an_equivariant_network_change_nothing(method: str, seed: int) -> None:
+    image, fusion = blobs(seed), Fusion(method=method)
+    plain = one(ensemble_of(BlobNetwork(), fusion=fusion), image)
+    views = (*EIGHT, "scale:2", "rot270+scale:2")
+    assert_same(one(ensemble_of(BlobNetwork(), views=views, fusion=fusion), image), plain)
+
+
+@pytest.mark.parametrize("view", [*EIGHT[1:], "scale:2", "rot90+scale:3"])
+def test_a_single_view_other_than_identity(view: str) -> None:
+    image = blobs(3)
+    plain = one(ensemble_of(BlobNetwork()), image)
+    assert len(plain) > 4
+    assert_same(one(ensemble_of(BlobNetwork(), views=[view]), image), plain)
+
+
+@pytest.mark.parametrize("shape", [(26, 65), (65, 26), (13, 13)])
+def test_views_of_several_shapes_in_one_batch(shape: tuple[int, int]) -> None:
+    images = [blobs(1, shape, "a"), blobs(2, shape, "b")]
+    plain = predict(ensemble_of(BlobNetwork()), images)
+    for a, b in zip(predict(ensemble_of(BlobNetwork(), views=EIGHT), images), plain, strict=True):
+        assert_same(a, b)
+
+
+def test_networks_are_told_their_view() -> None:
+    network, views = BlobNetwork(), ("transverse", "scale:3", "vflip+scale:2")
+    predict(ensemble_of(network, views=views), [blobs(0)])
+    assert network.looks == [parse_view(view) for view in views]
+
+
+def test_views_of_a_real_network_stay_in_the_image() -> None:
+    found = one(ensemble_of(real_network(), views=(*EIGHT, "scale:1.25")), noise(0))
+    assert len(found) > 0 and found.masks.shape[1:] == (28, 28)
+    assert (found.boxes >= 0).all() and (found.boxes <= [52, 39, 52, 39]).all()
+    assert ((found.scores > 0) & (found.scores <= 1)).all() and (np.diff(found.scores) <= 0).all()
+    assert ((found.masks >= 0) & (found.masks <= 1)).all()
+
+
+# One network alone.
+
+
+def by_hand(network: TorchvisionNetwork, image: Tensor) -> tuple[Detections, Tensor]:
+    """What a network says of one image, and its masks as float16."""
+    with torch.inference_mode():
+        features = network.features([image])
+        (own,) = network.detect(features, network.propose(features))
+        (masks,) = network.mask_probabilities(features, [own.boxes], [own.labels])
+    assert len(own.boxes) > 3
+    return own, masks.half()
+
+
+CUTTING = Fusion(iou=0.0, skip_score=1.0, max_boxes=1)
+
+
+def test_a_network_alone_passes_through_exactly() -> None:
+    image = noise(4)
+    found = one(ensemble_of(real_network(), weights=[0.3], fusion=CUTTING), image)
+    own, masks = by_hand(real_network(), image_tensor(image))
+    for result, expected in zip(
+        (found.boxes, found.scores, found.labels, found.masks),
+        (own.boxes, own.scores, own.labels, masks),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_a_network_alone_in_one_view_passes_through() -> None:
+    image = noise(4)
+    found = one(ensemble_of(real_network(), fusion=CUTTING, views=["hflip"]), image)
+    own, masks = by_hand(real_network(), image_tensor(image).flip(-1))
+    mirrored = own.boxes.clone()
+    mirrored[:, [2, 0]] = SIZE_HW[1] - own.boxes[:, [0, 2]]
+    np.testing.assert_array_equal(found.boxes, mirrored)
+    np.testing.assert_array_equal(found.scores, own.scores)
+    np.testing.assert_allclose(found.masks, masks.flip(-1), atol=2e-3)
+
+
+# Classes.
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [("cort", "astro", "shsy5y"), ("debris", "astro", "cort", "shsy5y"), ("astro", "debris", "cort")],
+)
+def test_each_network_has_its_own_class_order(classes: tuple[str, ...]) -> None:
+    image = blobs(5)
+    everything = one(ensemble_of(BlobNetwork()), image)
+    assert set(everything.labels.tolist()) == {1, 2, 3}
+    known = np.array([CLASSES[label - 1] in classes for label in everything.labels])
+    assert_same(one(ensemble_of(BlobNetwork(classes)), image), everything[known])
+
+
+def test_networks_with_other_class_orders_agree() -> None:
+    image = blobs(6)
+    networks = [BlobNetwork(c) for c in (CLASSES, ("debris", "cort", "shsy5y", "astro"), CLASSES[::-1])]
+    assert_same(one(ensemble_of(*networks, views=EIGHT[:3]), image), one(ensemble_of(BlobNetwork()), image))
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_masks_of_a_network_that_lacks_the_class_have_no_say(swap: bool) -> None:
+    image = blobs(7)
+    whole, part = BlobNetwork(firmness=0.5), BlobNetwork(("cort", "shsy5y"), firmness=0.9)
+    networks, weights = (part, whole) if swap else (whole, part), (3, 1) if swap else (1, 3)
+    found = one(ensemble_of(*networks, weights=weights), image)
+    alone = one(ensemble_of(whole), image)
+    # The network without astro is missing in its score, but not in its mask.
+    order = np.argsort([float(np.abs(alone.boxes - box).sum(axis=1).argmin()) for box in found.boxes])
+    found = found[order]
+    np.testing.assert_array_equal(found.labels, alone.labels)
+    astro = found.labels == 2
+    assert 0 < astro.sum() < len(found)
+    mean = np.where(astro, 0.5, 0.25 * 0.5 + 0.75 * 0.9)[:, None, None] / 0.5
+    np.testing.assert_allclose(found.masks, alone.masks * mean, atol=2e-3)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.tuples(*[st.floats(0.05, 20)] * 3), st.tuples(*[st.floats(0.1, 1)] * 3))
+def test_masks_are_the_weighted_mean(weights: tuple[float, ...], firmness: tuple[float, ...]) -> None:
+    image = blobs(8)
+    found = one(ensemble_of(*(BlobNetwork(firmness=f) for f in firmness), weights=weights), image)
+    mean = one(ensemble_of(BlobNetwork(firmness=float(np.average(firmness, weights=weights)))), image)
+    assert_same(found, mean)
+
+
+@pytest.mark.parametrize("weight", [1e-300, 1e-30, 1e30, 1e300])
+def test_only_the_ratio_of_weights_counts(weight: float) -> None:
+    image, networks = blobs(9), [BlobNetwork(), BlobNetwork(firmness=0.4)]
+    equal = one(ensemble_of(*networks), image)
+    assert_same(one(ensemble_of(*networks, weights=(weight, weight)), image), equal)
+    assert_same(
+        one(ensemble_of(networks[0], weights=[weight]), image), one(ensemble_of(networks[0]), image), 0.0
+    )
+
+
+# Mask grids.
+
+
+@pytest.mark.parametrize("grids", [(28, 56), (56, 28), (28, 28, 56), (14, 56, 28), (14, 28, 56)])
+def test_the_finest_mask_grid_sets_the_size(grids: tuple[int, ...]) -> None:
+    image = blobs(10)
+    found = one(ensemble_of(*(BlobNetwork(grid=grid) for grid in grids)), image)
+    alone = [one(ensemble_of(BlobNetwork(grid=grid)), image).masks[:, None] for grid in grids]
+    fine = [F.interpolate(torch.from_numpy(m).float(), size=(56, 56), mode="bilinear")[:, 0] for m in alone]
+    assert found.masks.shape[1:] == (56, 56) and found.masks.dtype == np.float16
+    np.testing.assert_allclose(found.masks, torch.stack(fine).mean(0), atol=2e-3)
+
+
+# Nothing found.
+
+
+@both
+def test_no_images(make: Make, image: Callable[[int], CellImage]) -> None:
+    assert predict(make(), []) == []
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("views", [("identity",), EIGHT])
+def test_blank_images(count: int, views: tuple[str, ...]) -> None:
+    for found in predict(ensemble_of(BlobNetwork(), BlobNetwork(), views=views), [blank()] * count):
+        assert len(found) == 0 and found.size_hw == SIZE_HW
+        assert found.masks.shape == (0, 28, 28) and found.evidence.shape == (0, 3)
+
+
+@pytest.mark.parametrize("position", range(3))
+@pytest.mark.parametrize("roi_chunk", [None, 1, 4])
+def test_a_blank_image_anywhere_in_the_batch(position: int, roi_chunk: int | None) -> None:
+    images = [blobs(11), blobs(12)]
+    images.insert(position, blank())
+    batch = predict(blob_ensemble(), images, roi_chunk=roi_chunk)
+    assert len(batch[position]) == 0
+    for image, found in zip(images, batch, strict=True):
+        assert_same(found, one(blob_ensemble(), image)) if len(found) else None
+
+
+@pytest.mark.parametrize("blind_first", [False, True])
+def test_a_network_that_sees_nothing_still_scores_masks(blind_first: bool) -> None:
+    image, seeing, blind = blobs(13), BlobNetwork(firmness=0.8), BlobNetwork(firmness=0.4, dimmest=256)
+    networks = (blind, seeing) if blind_first else (seeing, blind)
+    found = one(ensemble_of(*networks, fusion=Fusion(conf_type="max")), image)
+    alone = one(ensemble_of(BlobNetwork(firmness=0.6)), image)
+    assert_same(replace(found, evidence=2 * found.evidence), alone)
+
+
+def test_networks_that_all_see_nothing() -> None:
+    assert len(one(ensemble_of(*[BlobNetwork(dimmest=256)] * 2), blobs(13))) == 0
+
+
+# What may change the cost but not the result.
+
+
+@both
+@pytest.mark.parametrize("roi_chunk", [1, 3, 10_000])
+def test_roi_chunks_give_the_same(make: Make, image: Callable[[int], CellImage], roi_chunk: int) -> None:
+    images = [image(14), image(15)]
+    whole = predict(make(), images)
+    for a, b in zip(predict(make(), images, roi_chunk=roi_chunk), whole, strict=True):
+        assert len(a) > 3
+        assert_same(a, b)
+
+
+@both
+def test_features_computed_twice_give_the_same(make: Make, image: Callable[[int], CellImage]) -> None:
+    cached = predict(make(), [image(16)])[0]
+    again = predict(make(), [image(16)], feature_bytes=0)[0]
+    for name in ("boxes", "scores", "labels", "masks", "evidence"):
+        np.testing.assert_array_equal(getattr(cached, name), getattr(again, name))
+
+
+@pytest.mark.parametrize("roi_chunk", [0, -1])
+def test_roi_chunk_is_checked(roi_chunk: int) -> None:
+    with pytest.raises(ValueError, match="roi_chunk"):
+        predict(blob_ensemble(), [blobs(0)], roi_chunk=roi_chunk)
+
+
+MAP_BYTES = 4 * SIZE_HW[0] * SIZE_HW[1]
+
+
+@pytest.mark.parametrize(
+    ("feature_bytes", "calls"), [(0, 6), (MAP_BYTES - 1, 6), (MAP_BYTES, 5), (2 * MAP_BYTES, 4), (2**30, 3)]
+)
+def test_features_are_kept_while_they_fit(feature_bytes: int, calls: int) -> None:
+    network = BlobNetwork()
+    predict(ensemble_of(network, views=EIGHT[:3]), [blobs(17)], feature_bytes=feature_bytes)
+    assert len(network.looks) == calls
+
+
+def test_no_second_look_where_nothing_was_found() -> None:
+    network = BlobNetwork()
+    predict(ensemble_of(network, views=EIGHT), [blank()], feature_bytes=0)
+    assert len(network.looks) == 8
+
+
+SELECTIONS: list[Callable[[Float32, Int64], Bool]] = [
+    lambda scores, labels: np.arange(len(scores)) % 2 == 0,
+    lambda scores, labels: labels == 1,
+    lambda scores, labels: np.zeros(len(scores), bool),
+    lambda scores, labels: np.ones(len(scores), bool),
+]
+
+
+@both
+def test_select_gives_rows_of_the_full_result(make: Make, image: Callable[[int], CellImage]) -> None:
+    images = [image(18), image(19)]
+    full = predict(make(), images)
+    for select in SELECTIONS:
+        for some, whole in zip(predict(make(), images, select), full, strict=True):
+            rows = whole[select(whole.scores, whole.labels)]
+            assert some.masks.dtype == np.float16 and len(some) == len(rows)
+            if len(rows):
+                assert_same(some, rows)
+
+
+@both
+def test_a_batch_gives_what_its_images_give(make: Make, image: Callable[[int], CellImage]) -> None:
+    images = [image(20), image(21), image(22)]
+    for alone, together in zip(images, predict(make(), images), strict=True):
+        assert_same(together, one(make(), alone))
+
+
+def test_what_came_before_does_not_matter() -> None:
+    used = ensemble_of(fresh_network())
+    for seed, shape in enumerate([(26, 26), SIZE_HW, (26, 65), (65, 26), SIZE_HW]):
+        found = one(used, noise(seed, shape))
+        assert_same(found, one(ensemble_of(fresh_network()), noise(seed, shape)), masks=0.0)
+
+
+# Images.
+
+
+@both
+def test_gray_images_equal_their_colour_copies(make: Make, image: Callable[[int], CellImage]) -> None:
+    gray = image(26)
+    colour = CellImage(gray.id, np.repeat(gray.pixels[..., None], 3, axis=2))
+    assert_same(one(make(), colour), one(make(), gray))
+
+
+def test_gray_and_colour_in_one_batch() -> None:
+    gray, colour = noise(27), noise(28, (*SIZE_HW, 3), "colour")
+    for image, found in zip([gray, colour], predict(real_ensemble(), [gray, colour]), strict=True):
+        assert_same(found, one(real_ensemble(), image))
+
+
+def test_pixels_in_any_memory_layout() -> None:
+    pixels = blobs(28).pixels
+    locked = pixels.copy()
+    locked.flags.writeable = False
+    plain = one(blob_ensemble(), CellImage("i", pixels))
+    for other in (locked, np.asfortranarray(pixels), pixels[::-1].copy()[::-1]):
+        assert_same(one(blob_ensemble(), CellImage("i", other)), plain, 0.0)
+        np.testing.assert_array_equal(image_tensor(CellImage("i", other))[0], pixels)
+
+
+def test_image_tensor_puts_channels_first() -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    tensor = image_tensor(CellImage("i", pixels))
+    assert tensor.dtype == torch.uint8 and tensor.shape == (3, 2, 4)
+    np.testing.assert_array_equal(tensor, np.moveaxis(pixels, -1, 0))
+    assert image_tensor(CellImage("i", pixels[..., 0])).shape == (1, 2, 4)
+
+
+# Networks that fail.
+
+
+PLACES = {
+    "backbone": "backbone.body.conv1.weight",
+    "pyramid": "backbone.fpn.layer_blocks.0.0.bias",
+    "objectness": "rpn.head.cls_logits.weight",
+    "rpn boxes": "rpn.head.bbox_pred.bias",
+    "box head": "roi_heads.box_head.fc6.weight",
+    "scores": "roi_heads.box_predictor.cls_score.weight",
+    "boxes": "roi_heads.box_predictor.bbox_pred.bias",
+    "mask head": "roi_heads.mask_head.0.0.weight",
+    "masks": "roi_heads.mask_predictor.mask_fcn_logits.bias",
+}
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", ["backbone", "objectness", "rpn boxes", "scores", "boxes", "masks"])
+def test_nan_and_infinity_raise(place: str, value: float) -> None:
+    network = deepcopy(real_network())
+    with torch.no_grad():
+        network.get_parameter(f"model.{PLACES[place]}").fill_(value)
+    with pytest.raises(PredictionError, match="NaN or infinite"):
+        one(ensemble_of(network), noise(29))
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if place != "masks"])
+def test_a_single_nan_in_one_of_two_networks_raises(place: str) -> None:
+    network = deepcopy(real_network())
+    with torch.no_grad():
+        network.get_parameter(f"model.{PLACES[place]}").flatten()[0] = torch.nan
+    with pytest.raises(PredictionError, match=r"^n1: .*found [0-9]+ NaN or infinite"):
+        one(ensemble_of(real_network(), network, views=EIGHT[:2]), noise(29))
+
+
+@dataclass
+class FaultyNetwork(BlobNetwork):
+    """A plugin's network that puts `value` into one of its results."""
+
+    fault: str = "scores"
+    value: float = torch.nan
+
+    def detect(self, features: Features, proposals: list[Tensor]) -> list[Detections]:
+        found = super().detect(features, proposals)
+        for detections in found if self.fault != "masks" else ():
+            getattr(detections, self.fault)[-1:] = self.value
+        return found
+
+    def mask_probabilities(
+        self, features: Features, boxes: list[Tensor], labels: list[Tensor]
+    ) -> list[Tensor]:
+        masks = super().mask_probabilities(features, boxes, labels)
+        for some in masks if self.fault == "masks" else ():
+            some[-1:, 0, 0] = self.value
+        return masks
+
+
+@pytest.mark.parametrize("fault", ["boxes", "scores", "masks"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_plugin_network_is_held_to_it_too(fault: str, value: float, others: int) -> None:
+    networks = [BlobNetwork()] * others + [FaultyNetwork(fault=fault, value=value)]
+    with pytest.raises(PredictionError, match=rf"n{others}.*NaN or infinite"):
+        one(ensemble_of(*networks), blobs(30))

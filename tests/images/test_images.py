@@ -1,0 +1,173 @@
+"""Finding and reading images: folders, mounts, the 8-bit rule, and paths that cannot be read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from image_factories import by_cv2, pixels_of, tiff
+from numpy.typing import NDArray
+from PIL import Image
+from places import DATA
+
+from sartorius_infer.errors import ImageError
+from sartorius_infer.images.images import (
+    EXTENSIONS,
+    ImageFile,
+    find_competition,
+    find_images,
+    image_size,
+    read_image,
+)
+from sartorius_infer.types import UInt8
+
+LIVECELL, SARTORIUS = DATA / "livecell" / "images", DATA / "sartorius" / "images"
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+class TestFindImages:
+    def test_a_folder_is_sorted_and_searched_by_extension_in_any_case(self, tmp_path: Path) -> None:
+        names = [f"{index}{extension}" for index, extension in enumerate(EXTENSIONS)]
+        touch(*(tmp_path / name for name in [*reversed(names), "Z.PNG", "a.b.TiF", ".c.png", "d.csv"]))
+        touch(tmp_path / "inner" / "e.png", tmp_path / "folder.png" / "f.png")
+        found = find_images([tmp_path])
+        assert [file.path.name for file in found] == [*names, "Z.PNG", "a.b.TiF"]
+        assert [file.id for file in found[-2:]] == ["Z", "a.b"]
+
+    def test_files_keep_their_order_and_mix_with_folders(self, tmp_path: Path) -> None:
+        touch(tmp_path / "b.png", tmp_path / "a.png", tmp_path / "in" / "1.bmp", tmp_path / "in" / "0.jpg")
+        found = find_images([tmp_path / "b.png", tmp_path / "in", tmp_path / "a.png"])
+        assert [file.id for file in found] == ["b", "0", "1", "a"]
+
+    @pytest.mark.parametrize(
+        ("sources", "message"),
+        [
+            (["nowhere"], "nowhere: expected an image or a folder, found nothing there"),
+            (["nowhere.png"], "nowhere.png: expected an image or a folder, found nothing there"),
+            (
+                ["in/notes.txt"],
+                "notes.txt: expected an image (.png .tif .tiff .jpg .jpeg .bmp), found .txt",
+            ),
+            (
+                ["in/LICENSE"],
+                "LICENSE: expected an image (.png .tif .tiff .jpg .jpeg .bmp), found no extension",
+            ),
+            (["in"], "in: expected images (.png .tif .tiff .jpg .jpeg .bmp), found 2 other file(s)"),
+            (["one", "two"], "two/a.tif: expected ids to be unique, found "),
+            (["one/a.png", "one"], "one/a.png: expected ids to be unique, found "),
+            ([], "expected at least one image or folder, found none"),
+        ],
+    )
+    def test_errors(self, tmp_path: Path, sources: list[str], message: str) -> None:
+        touch(tmp_path / "in" / "notes.txt", tmp_path / "in" / "LICENSE", tmp_path / "in" / ".hidden.png")
+        touch(tmp_path / "one" / "a.png", tmp_path / "two" / "a.tif")
+        with pytest.raises(ImageError) as caught:
+            find_images([tmp_path / source for source in sources])
+        assert message in str(caught.value)
+
+    def test_duplicates_name_both_files(self, tmp_path: Path) -> None:
+        touch(tmp_path / "a.png", tmp_path / "a.tif")
+        with pytest.raises(ImageError, match=r"a\.tif: .*a\.png"):
+            find_images([tmp_path])
+
+
+class TestFindCompetition:
+    @staticmethod
+    def mount(folder: Path) -> tuple[Path, Path]:
+        touch(folder / "sample_submission.csv", folder / "test" / "a.png", folder / "train" / "b.png")
+        return folder / "test", folder / "sample_submission.csv"
+
+    @pytest.mark.parametrize("slug", [".", "any", "datasets/me/any", "competitions/any", "1/2/3/4"])
+    def test_mounts(self, tmp_path: Path, slug: str) -> None:
+        assert find_competition(tmp_path) is None
+        mounted = self.mount(tmp_path / slug)
+        touch(tmp_path / "datasets" / "me" / "weights" / "a.pth")
+        assert find_competition(tmp_path) == mounted
+
+    def test_too_deep_hidden_or_half(self, tmp_path: Path) -> None:
+        self.mount(tmp_path / "1" / "2" / "3" / "4" / "5")
+        self.mount(tmp_path / ".hidden")
+        self.mount(tmp_path / "train" / "copy")
+        touch(tmp_path / "half" / "sample_submission.csv", tmp_path / "other" / "test" / "a.png")
+        assert find_competition(tmp_path) is None
+        assert find_competition(tmp_path / "nowhere") is None
+
+    def test_of_several_the_one_named_after_sartorius(self, tmp_path: Path) -> None:
+        self.mount(tmp_path / "a")
+        self.mount(tmp_path / "competitions" / "z")
+        with pytest.raises(ImageError, match=r"expected one competition, found 2: .*a, .*z"):
+            find_competition(tmp_path)
+        mounted = self.mount(tmp_path / "competitions" / "Sartorius-cells")
+        assert find_competition(tmp_path) == mounted
+        self.mount(tmp_path / "sartorius-copy")
+        with pytest.raises(ImageError, match="found 2"):
+            find_competition(tmp_path)
+
+    def test_one_mounted_twice_by_a_link(self, tmp_path: Path) -> None:
+        mounted = self.mount(tmp_path / "competitions" / "sartorius")
+        (tmp_path / "link").symlink_to(mounted[0].parent, target_is_directory=True)
+        found = find_competition(tmp_path)
+        assert found is not None
+        assert found[0].samefile(mounted[0])
+
+
+class TestSixteenBits:
+    @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6))), st.booleans())
+    @settings(max_examples=50, deadline=None)
+    def test_eight_bits_stored_in_sixteen_do_not_change(self, pixels: UInt8, as_tiff: bool) -> None:
+        wide = pixels.astype(np.uint16)
+        data = tiff(wide) if as_tiff else by_cv2(".png")(wide)
+        assert np.array_equal(pixels_of(data), pixels)
+
+    @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6))))
+    @settings(max_examples=50, deadline=None)
+    def test_multiples_of_257_do_not_change(self, pixels: UInt8) -> None:
+        pixels[0, 0] = max(pixels[0, 0], 64)
+        assert np.array_equal(pixels_of(by_cv2(".png")(pixels.astype(np.uint16) * 257)), pixels)
+
+    @given(hnp.arrays(np.uint16, (3, 5)))
+    @settings(max_examples=50, deadline=None)
+    def test_scale(self, pixels: NDArray[np.uint16]) -> None:
+        bits = next(bits for bits in (8, 10, 12, 14, 16) if pixels.max() < 2**bits)
+        expected = np.floor(pixels.astype(float) * 255 / (2**bits - 1) + 0.5)
+        assert np.array_equal(pixels_of(by_cv2(".png")(pixels)), expected)
+
+
+class TestUnreadable:
+    def test_a_folder_named_like_an_image(self, tmp_path: Path) -> None:
+        for use in (read_image, image_size):
+            with pytest.raises(ImageError, match="Is a directory"):
+                use(ImageFile("a", tmp_path))
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")
+    def test_no_permission(self, tmp_path: Path) -> None:
+        touch(tmp_path / "in" / "a.png")
+        (tmp_path / "in" / "a.png").chmod(0)
+        with pytest.raises(ImageError, match="Permission denied"):
+            read_image(ImageFile("a", tmp_path / "in" / "a.png"))
+        (tmp_path / "in").chmod(0)
+        with pytest.raises(ImageError, match="Permission denied"):
+            find_images([tmp_path / "in"])
+        assert find_competition(tmp_path) is None
+        (tmp_path / "in").chmod(0o700)
+
+
+@pytest.mark.parametrize("folder", [LIVECELL, SARTORIUS], ids=["livecell", "sartorius"])
+def test_real_images(folder: Path) -> None:
+    if not folder.is_dir():
+        pytest.skip("the shared real images are not here")
+    for file in find_images([folder]):
+        pixels = read_image(file).pixels
+        assert image_size(file) == pixels.shape == (520, 704)
+        with Image.open(file.path) as picture:
+            assert np.array_equal(pixels, np.asarray(picture))

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from annotated import CLASSES, HIDDEN, SIZE, examples, plain_scores
+from factories import random_prediction
+from tiny import write_image, write_tiny
+
+from sartorius_infer.cells.instances import build_instances
+from sartorius_infer.cells.rle import encode_label_map, split_label_map
+from sartorius_infer.cli.main import main
+from sartorius_infer.errors import TruthError
+from sartorius_infer.evaluate.truth import TrueImage
+from sartorius_infer.manifest.manifest import Fusion, load_manifest
+from sartorius_infer.manifest.rules import ClassRule, Rules
+from sartorius_infer.output.predictions import save_prediction
+from sartorius_infer.tuning.choices import Choice
+from sartorius_infer.tuning.search import search, tune
+from sartorius_infer.tuning.trials import Example, Scorer
+
+LOOSE = Choice(Rules(per_class={name: ClassRule(score=0.0) for name in CLASSES}, overlap_survival=0.0))
+
+
+def test_search_never_loses_and_finds_good_rules() -> None:
+    some = examples()
+    scorer = Scorer(some, CLASSES)
+    everything = np.arange(len(some))
+    start = scorer(LOOSE).mean()
+    found = search(scorer, LOOSE, everything)
+    assert scorer(found).mean() > max(start, 0.9)
+    best = Choice(HIDDEN)
+    assert search(scorer, best, everything) == best, "nothing beats 1, and ties keep what is"
+
+
+def test_a_member_that_says_nonsense_loses_its_vote() -> None:
+    scorer = Scorer(examples(4, members=2), CLASSES)
+    start = Choice(HIDDEN, weights=(1.0, 1.0))
+    found = search(scorer, start, np.arange(4))
+    assert scorer(start).mean() < 0.9
+    assert scorer(found).mean() == 1
+    assert found.weights[1] == 0 < found.weights[0]
+
+
+@pytest.mark.slow
+def test_tune_judges_on_unseen_images_and_repeats_itself() -> None:
+    some = examples(9)
+    tuned = tune(Scorer(some, CLASSES), LOOSE, folds=3, seed=5)
+    np.testing.assert_allclose(tuned.before, plain_scores(some, LOOSE))
+    assert tuned.seen == pytest.approx(np.mean(plain_scores(some, tuned.choice)))
+    assert tuned.before.mean() < tuned.unseen.mean() <= tuned.seen + 1e-9
+    assert tuned.gain.difference == pytest.approx(tuned.unseen.mean() - tuned.before.mean())
+    kinds = tuned.by_type()
+    assert list(kinds) == sorted({example.truth.cell_type for example in some})
+    counts, before, unseen = np.array(list(kinds.values())).T
+    assert (counts @ before / 9, counts @ unseen / 9) == pytest.approx(
+        (tuned.before.mean(), tuned.unseen.mean())
+    )
+    again = tune(Scorer(some, CLASSES), LOOSE, folds=3, seed=5)
+    assert (again.choice, again.gain) == (tuned.choice, tuned.gain)
+    np.testing.assert_array_equal(again.unseen, tuned.unseen)
+
+
+def test_labels_that_say_nothing_give_no_real_gain() -> None:
+    rng = np.random.default_rng(3)
+    noise = []
+    for i in range(8):
+        masks = tuple(split_label_map(rng.integers(0, 2, SIZE).astype(np.int32), 1))
+        prediction = replace(random_prediction(rng, 10, SIZE), image_id=f"i{i}")
+        noise.append(Example((prediction,), TrueImage(f"i{i}", SIZE, "a", masks)))
+    tuned = tune(Scorer(noise, CLASSES), LOOSE, folds=4)
+    assert not (tuned.gain.is_real and tuned.gain.low > 0)
+
+
+def test_too_few_images() -> None:
+    with pytest.raises(TruthError, match="at least 5"):
+        tune(Scorer(examples(3), CLASSES), LOOSE)
+    with pytest.raises(TruthError, match="at least 2"):
+        tune(Scorer([], CLASSES), LOOSE, folds=1)
+
+
+def command(*words: Any) -> subprocess.CompletedProcess[str]:
+    run = [sys.executable, "-W", "error", "-m", "sartorius_infer", "tune", *map(str, words)]
+    return subprocess.run(run, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A manifest of a tiny network, saved predictions, and train.csv."""
+    manifest = write_tiny(tmp_path / "kit")
+    plan = load_manifest(manifest).manifest
+    rng, rows = np.random.default_rng(0), []
+    for i in range(4):
+        prediction = replace(random_prediction(rng, 12, SIZE), image_id=f"i{i}")
+        save_prediction(tmp_path / "saved", prediction)
+        cells = build_instances(prediction, HIDDEN, plan.classes)
+        rows += [
+            (f"i{i}", t, SIZE[1], SIZE[0], "a") for t in encode_label_map(cells.label_map, len(cells)) if t
+        ]
+    columns = ["id", "annotation", "width", "height", "cell_type"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "train.csv", index=False)
+    return manifest, tmp_path / "saved", tmp_path / "train.csv"
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_manifest_that_loads(case: tuple[Path, Path, Path]) -> None:
+    manifest, saved, train = case
+    out = manifest.parent / "tuned.json"
+    words = ("--weights", manifest, "--predictions", saved, "--truth", train, "--out", out, "--folds", 2)
+    run = command(*words)
+    assert run.returncode == 0, run.stderr
+    assert "unseen" in run.stdout
+    tuned = load_manifest(out).manifest
+    assert tuned.evidence is not None
+    assert tuned.evidence.images == 4
+    assert tuned.models == load_manifest(manifest).manifest.models
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    first = out.read_bytes()
+    assert command(*words).returncode == 0
+    assert out.read_bytes() == first
+
+
+def write_pair(manifest: Path, **models: Any) -> None:
+    """Make the manifest one of two networks, `tiny` and `twin`, of the same checkpoint."""
+    content = json.loads(manifest.read_text())
+    content["models"].append(content["models"][0] | {"name": "twin"} | models)
+    manifest.write_text(json.dumps(content))
+
+
+@pytest.mark.slow
+def test_members_that_were_saved_apart_get_their_weights(case: tuple[Path, Path, Path]) -> None:
+    manifest, saved, train = case
+    write_pair(manifest, weight=2.0)
+    rng = np.random.default_rng(1)
+    for file in saved.glob("*.npz"):  # the other network is no use
+        save_prediction(saved.parent / "tiny", replace(random_prediction(rng, 12, SIZE), image_id=file.stem))
+    out = manifest.parent / "tuned.json"
+    run = command(
+        *("--weights", manifest, "--truth", train, "--out", out, "--folds", 2),
+        *("--predictions", saved, saved.parent / "tiny"),
+    )
+    assert run.returncode == 0, run.stderr
+    assert f"network   tiny: {saved.parent / 'tiny'}\nnetwork   twin: {saved}\n" in run.stdout
+    assert "weights tiny 1.0 -> 0.0, twin 2.0" in run.stdout
+    assert "left out  tiny" in run.stdout
+    tuned = load_manifest(out).manifest
+    assert [(model.name, model.weight) for model in tuned.models] == [("twin", 2.0)]
+    assert "iou" in json.loads(out.read_text())["fusion"]
+
+
+@pytest.mark.slow
+def test_the_command_runs_the_networks(case: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    manifest, _, train = case
+    write_pair(manifest)
+    for i in range(4):
+        write_image(tmp_path / "images" / f"i{i}.png", SIZE, seed=i)
+    out = tmp_path / "tuned.json"
+    run = command(
+        *(
+            "--weights",
+            manifest,
+            "--images",
+            tmp_path / "images",
+            "--truth",
+            train,
+            "--out",
+            out,
+            "--folds",
+            2,
+        )
+    )
+    assert run.returncode == 0, run.stderr
+    content = json.loads(out.read_text())
+    assert content["models"][0]["file"].startswith("kit/")
+    assert all(model["weight"] > 0 for model in content["models"])
+    assert "  weights tiny 1.0" in run.stdout
+
+
+@pytest.mark.slow
+def test_one_line_on_an_error(case: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    manifest, saved, train = case
+    words = ("--weights", manifest, "--truth", train, "--out", tmp_path / "elsewhere" / "t.json")
+    for more, said in (
+        ((), "--images or --predictions"),
+        (("--predictions", tmp_path / "none"), "found none"),
+        (("--predictions", saved), "expected --out in a folder above"),
+    ):
+        run = command(*words, *more)
+        assert run.returncode == 1
+        assert said in run.stderr
+        assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_a_member_that_is_left_alone_keeps_the_fusion_that_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def coordinates(*_: Any) -> list[tuple[str, Any]]:
+        moved = Choice(HIDDEN, Fusion(iou=0.3), (1.0, 0.0))
+        return [("both", lambda choice: iter((moved,)))]
+
+    monkeypatch.setattr("sartorius_infer.tuning.search.coordinates", coordinates)
+    start = Choice(HIDDEN, Fusion(iou=0.7), (1.0, 1.0))
+    found = search(Scorer(examples(4, members=2), CLASSES), start, np.arange(4))
+    assert (found.weights, found.fusion) == ((1.0, 0.0), start.fusion)
+
+
+def test_what_cannot_be_is_told_before_networks_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_tiny(tmp_path / "kit")
+    for i in range(2):
+        write_image(tmp_path / "images" / f"i{i}.png", SIZE, seed=i)
+    train, header = tmp_path / "train.csv", "id,annotation,width,height,cell_type\n"
+    monkeypatch.setattr("sartorius_infer.ensemble.passes.predict", lambda *_: pytest.fail("a network ran"))
+    both = header + "".join(f"i{i},,{SIZE[1]},{SIZE[0]},a\n" for i in range(2))
+    words = ["tune", "--weights", manifest, "--images", tmp_path / "images", "--truth", train]
+    for text, out, more, said in (
+        (header, "t.json", (), "found none of i0"),
+        (both, "t.json", (), "at least 5 annotated images"),
+        (both, "t.json", ("--folds", 2, "--seed", -1), "seed of 0 or more, found -1"),
+        (both, "kit", ("--folds", 2), "found a folder"),
+        (both, "t.json/t.json", ("--folds", 2), "expected --out in a folder above"),
+    ):
+        train.write_text(text)
+        assert main([str(word) for word in (*words, "--out", tmp_path / out, *more)]) == 1
+        error = capsys.readouterr().err.strip()
+        assert said in error.splitlines()[-1]
+        assert "Traceback" not in error
+
+
+def test_predictions_of_other_classes_than_the_manifests(
+    case: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, saved, train = case
+    words = ["tune", "--weights", manifest, "--predictions", saved, "--truth", train, "--folds", 2, "--out"]
+    content = json.loads(manifest.read_text()) | {"classes": ["a"], "rules": {}}
+    manifest.write_text(json.dumps(content))
+    assert main([str(word) for word in (*words, manifest.parent / "t.json")]) == 1
+    assert "expected 1 classes, as the manifest has, found 3" in capsys.readouterr().err
