@@ -26,7 +26,8 @@ from benchmarks.networks import random_r50
 from benchmarks.timing import Row, table
 from sartorius_infer.ensemble.device import keep_memory, resolve_device
 from sartorius_infer.ensemble.passes import image_tensor
-from sartorius_infer.images.images import ImageFile, find_images, read_image
+from sartorius_infer.images.find import ImageFile, find_images
+from sartorius_infer.images.read import read_image
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 DENSE = "SHSY5Y"

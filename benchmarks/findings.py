@@ -27,12 +27,13 @@ from sartorius_infer.ensemble.passes import image_tensor, predict
 from sartorius_infer.evaluate.metric import score_image
 from sartorius_infer.evaluate.scoring import Score, compare
 from sartorius_infer.evaluate.truth import TrueImage, read_truth
-from sartorius_infer.images.images import find_images, read_image
+from sartorius_infer.images.find import find_images
+from sartorius_infer.images.read import read_image
 from sartorius_infer.manifest.manifest import Fusion
+from sartorius_infer.manifest.preprocessing import Normalise
 from sartorius_infer.manifest.rules import EdgeThresholds, Rules
 from sartorius_infer.manifest.views import IDENTITY, View
 from sartorius_infer.networks.base import Detections, Features, Network
-from sartorius_infer.networks.inputs import Normalise
 from sartorius_infer.output.predictions import load_prediction, save_prediction
 from sartorius_infer.types import CellImage, Prediction
 

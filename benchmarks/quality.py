@@ -12,7 +12,8 @@ from sartorius_infer.cells.rle import decode
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.evaluate.scoring import FoundCell, score
 from sartorius_infer.evaluate.truth import read_truth
-from sartorius_infer.images.images import find_images, read_image
+from sartorius_infer.images.find import find_images
+from sartorius_infer.images.read import read_image
 from sartorius_infer.types import CellImage
 
 Find = Callable[[CellImage], list[str]]

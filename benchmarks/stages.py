@@ -23,7 +23,8 @@ from sartorius_infer.cells.paste import paste_cells
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.fuse import Boxes, fuse
 from sartorius_infer.ensemble.passes import image_tensor, predict
-from sartorius_infer.images.images import ImageFile, read_image
+from sartorius_infer.images.find import ImageFile
+from sartorius_infer.images.read import read_image
 from sartorius_infer.manifest.manifest import Fusion
 from sartorius_infer.manifest.views import IDENTITY
 from sartorius_infer.networks.cpu.arithmetic import fold_norms, use_winograd

@@ -19,7 +19,8 @@ from benchmarks.timing import Times, alternate
 from sartorius_infer.ensemble.device import keep_memory
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.passes import image_tensor, predict
-from sartorius_infer.images.images import ImageFile, find_images, read_image
+from sartorius_infer.images.find import ImageFile, find_images
+from sartorius_infer.images.read import read_image
 from sartorius_infer.output.submission import encode_rows, open_writer
 from sartorius_infer.run import pipeline
 from sartorius_infer.types import CellImage

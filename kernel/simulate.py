@@ -24,8 +24,9 @@ import cv2
 from kit.dataset import Built, Metadata, build
 from kit.notebook import NOTEBOOK, write_kernel
 from kit.wheels import ROOT, read_image
-from sartorius_infer.images.images import find_images, image_size
-from sartorius_infer.images.images import read_image as read_pixels
+from sartorius_infer.images.find import find_images
+from sartorius_infer.images.read import image_size
+from sartorius_infer.images.read import read_image as read_pixels
 from sartorius_infer.output.submission import check_submission, read_submission
 
 OWNER, SLUG, COMPETITION = "someone", "sartorius-infer-kit", "sartorius-cell-instance-segmentation"

@@ -16,7 +16,8 @@ from kit.errors import KitError
 from sartorius_infer.cells.instances import build_instances, selector
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.passes import predict
-from sartorius_infer.images.images import find_images, read_image
+from sartorius_infer.images.find import find_images
+from sartorius_infer.images.read import read_image
 
 LIMIT_HOURS = 9.0
 

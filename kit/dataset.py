@@ -25,13 +25,8 @@ from sartorius_infer.checkpoints.reading import read_checkpoint
 from sartorius_infer.checkpoints.storage import Store, pack
 from sartorius_infer.ensemble.ensemble import load_network
 from sartorius_infer.ensemble.importing import lean_state
-from sartorius_infer.manifest.manifest import (
-    MANIFEST_NAME,
-    ModelSpec,
-    file_sha256,
-    load_manifest,
-    verify_files,
-)
+from sartorius_infer.files import file_sha256
+from sartorius_infer.manifest.manifest import MANIFEST_NAME, ModelSpec, load_manifest, verify_files
 
 CONTENTS, METADATA = "CONTENTS.json", "dataset-metadata.json"
 KIND = "sartorius_infer dataset"

@@ -12,7 +12,8 @@ from sartorius_infer.ensemble.ensemble import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.evaluate.metric import mean_ap, score_image
 from sartorius_infer.evaluate.truth import read_train_csv, require_known
-from sartorius_infer.images.images import find_images, read_image
+from sartorius_infer.images.find import find_images
+from sartorius_infer.images.read import read_image
 
 
 def score(manifest: Path, images: Path, truth: Path, device: torch.device) -> float:

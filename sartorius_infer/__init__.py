@@ -9,6 +9,8 @@ for file in find_images([Path("images")]):
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sartorius_infer.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from sartorius_infer.cells.instances import build_instances as build_instances
     from sartorius_infer.ensemble.device import resolve_device as resolve_device
@@ -19,24 +21,22 @@ if TYPE_CHECKING:
     from sartorius_infer.evaluate.scoring import read_found as read_found
     from sartorius_infer.evaluate.scoring import score as score
     from sartorius_infer.evaluate.truth import read_truth as read_truth
-    from sartorius_infer.images.images import find_images as find_images
-    from sartorius_infer.images.images import read_image as read_image
+    from sartorius_infer.images.find import find_images as find_images
+    from sartorius_infer.images.read import read_image as read_image
     from sartorius_infer.manifest.rules import Rules as Rules
     from sartorius_infer.networks import register_network as register_network
     from sartorius_infer.output.predictions import load_prediction as load_prediction
-    from sartorius_infer.output.render import match_overlay as match_overlay
     from sartorius_infer.output.render import overlay as overlay
     from sartorius_infer.output.submission import check_submission as check_submission
     from sartorius_infer.output.submission import open_writer as open_writer
     from sartorius_infer.show.candidates import looks_of_found as looks_of_found
     from sartorius_infer.show.candidates import looks_of_predictions as looks_of_predictions
+    from sartorius_infer.show.matches import match_overlay as match_overlay
     from sartorius_infer.show.report import report as report
     from sartorius_infer.tuning.search import tune as tune
     from sartorius_infer.types import CellImage as CellImage
     from sartorius_infer.types import Instances as Instances
     from sartorius_infer.types import Prediction as Prediction
-
-__version__ = "0.1.0"
 
 # Resolved on first use, so that the command line answers --help without importing torch.
 _HOMES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -50,3 +51,14 @@ def atomic_file(path: Path, mode: Literal["w", "wb"]) -> Iterator[Any]:
 def _open(path: Path, mode: str) -> Any:
     """`path` opened in `mode`; text is UTF-8, newlines untouched."""
     return path.open(mode) if "b" in mode else path.open(mode, encoding="utf-8", newline="")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bytes_sha256(content: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()

@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from sartorius_infer.cells.rle import decode_label_map
+from sartorius_infer.competition import INPUT, find_competition
 from sartorius_infer.errors import SartoriusError, first_line
-from sartorius_infer.images.images import find_competition, find_images, image_size, read_image
+from sartorius_infer.images.find import find_images
+from sartorius_infer.images.read import image_size, read_image
 from sartorius_infer.manifest.manifest import MANIFEST_NAME
 from sartorius_infer.output.render import overlay
 from sartorius_infer.output.render import png as png
@@ -32,7 +34,6 @@ from sartorius_infer.types import Instances, UInt8
 
 log = logging.getLogger(__name__)
 
-INPUT = Path("/kaggle/input")
 
 GRACE_S = 300
 """How long after its time limit a run may still be writing before it is asked to end."""

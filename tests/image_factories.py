@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sartorius_infer.images.images import ImageFile, image_size, read_image
+from sartorius_infer.images.find import ImageFile
+from sartorius_infer.images.read import image_size, read_image
 from sartorius_infer.types import UInt8
 
 Pixels = NDArray[Any]

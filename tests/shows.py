@@ -15,10 +15,10 @@ from factories import CLASSES, random_prediction
 from tiny import write_image
 
 from sartorius_infer.cells.instances import build_instances
-from sartorius_infer.cells.rle import encode_label_map, run_pixels, split_label_map
-from sartorius_infer.evaluate.metric import ImageScore, Mask, score_image
+from sartorius_infer.cells.rle import Mask, encode_label_map, run_pixels, split_label_map
+from sartorius_infer.evaluate.metric import ImageScore, score_image
 from sartorius_infer.evaluate.truth import TrueImage
-from sartorius_infer.images.images import ImageFile
+from sartorius_infer.images.find import ImageFile
 from sartorius_infer.manifest.rules import ClassRule, EdgeThresholds, Rules
 from sartorius_infer.output.predictions import save_prediction
 from sartorius_infer.show.candidates import Look, Looks, looks_of_predictions, shown_masks

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models.detection import MaskRCNN
 
-from sartorius_infer.manifest.torchvision import NetworkParts, merge
+from sartorius_infer.manifest.settings import merge
+from sartorius_infer.manifest.torchvision import NetworkParts
 from sartorius_infer.networks.torchvision.rcnn import build_model
 
 PARTS: dict[str, Any] = {

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sartorius_infer.cells.rle import run_pixels
-from sartorius_infer.evaluate.metric import Mask
+from sartorius_infer.cells.rle import Mask, run_pixels
 from sartorius_infer.types import Bool, Int64, UInt8
 from training.recipe import Augment
 from training.sources import Example

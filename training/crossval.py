@@ -17,7 +17,8 @@ from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve
 from sartorius_infer.ensemble.ensemble import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import SartoriusError
-from sartorius_infer.images.images import ImageFile, find_images, read_image
+from sartorius_infer.images.find import ImageFile, find_images
+from sartorius_infer.images.read import read_image
 from sartorius_infer.manifest.views import parse_views
 from sartorius_infer.output.predictions import save_prediction
 from training.errors import TrainingError

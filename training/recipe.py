@@ -14,10 +14,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from sartorius_infer.checkpoints.storage import Store
-from sartorius_infer.manifest.manifest import COMPETITION_CLASSES, ClassName, SomeNetworkParts, default_rules
-from sartorius_infer.manifest.rules import Fraction, Rules, Settings
-from sartorius_infer.manifest.torchvision import PRESETS, Count, NetworkParts, Positive, merge
-from sartorius_infer.networks.inputs import Preprocessing
+from sartorius_infer.competition import COMPETITION_CLASSES, default_rules
+from sartorius_infer.manifest.manifest import ClassName, SomeNetworkParts
+from sartorius_infer.manifest.preprocessing import Preprocessing
+from sartorius_infer.manifest.rules import Rules
+from sartorius_infer.manifest.settings import Count, Fraction, Positive, Settings, merge
+from sartorius_infer.manifest.torchvision import PRESETS, NetworkParts
 from training.errors import TrainingError
 from training.stages import Stage
 

@@ -12,7 +12,7 @@ import torch
 
 from sartorius_infer.errors import first_line
 from sartorius_infer.files import atomic_file
-from sartorius_infer.manifest.torchvision import flatten
+from sartorius_infer.manifest.settings import flatten
 from training.errors import TrainingError
 from training.tables import LOG, VALIDATION
 

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from sartorius_infer.cells.rle import Mask
 from sartorius_infer.errors import ImageError
-from sartorius_infer.evaluate.metric import Mask
 from sartorius_infer.evaluate.truth import COLUMNS, TrueImage, read_class_maps, read_truth
-from sartorius_infer.images.images import EXTENSIONS, ImageFile, read_image
+from sartorius_infer.images.find import EXTENSIONS, ImageFile
+from sartorius_infer.images.read import read_image
 from sartorius_infer.types import UInt8
 from training.errors import TrainingError
 from training.recipe import Recipe

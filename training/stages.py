@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sartorius_infer.manifest.rules import Fraction, Settings
-from sartorius_infer.manifest.torchvision import Count, Positive
+from sartorius_infer.manifest.settings import Count, Fraction, Positive, Settings
 
 Weight = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]

@@ -263,3 +263,7 @@ def _faults(starts: Int64, lengths: Int64, size_hw: tuple[int, int]) -> Iterator
 def run_pixels(starts: Int64, lengths: Int64) -> Int64:
     """The flat index of every pixel of the runs."""
     return np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+
+
+Mask = tuple[Int64, Int64]
+"""Starts and lengths of a cell's runs of pixels, as `rle.decode` gives them."""

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sartorius_infer.cli.options import OK, SOME_FAILED, add_weights, load_plugins
 from sartorius_infer.errors import ImageError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from sartorius_infer.run.pipeline import Options, Summary
     from sartorius_infer.run.ranks import Rank
 
-OK, BAD_INPUT, USAGE, SOME_FAILED = 0, 1, 2, 3
 
 DESCRIPTION = """\
 Cell instance segmentation with an ensemble of Mask R-CNN checkpoints: images in, submission.csv out.
@@ -132,34 +132,6 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--overlays", type=Path, metavar="DIR", help="write <id>.png per image with every cell outlined")
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Options of every command that loads networks."""
-    parser.add_argument(
-        "--weights",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="W",
-        help="manifest, checkpoints (.pth, .pt, .safetensors) or a folder; default: the one that is included",
-    )
-    parser.add_argument(
-        "--plugin",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE.py",
-        help="run this Python file first; it may register networks of your own",
-    )
-
-
-def load_plugins(arguments: argparse.Namespace) -> None:
-    """Run the files named by --plugin."""
-    from sartorius_infer.networks.plugins import load_plugin
-
-    for plugin in arguments.plugin:
-        load_plugin(plugin)
-
-
 def _duration(text: str) -> float:
     found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
     parts = zip(found.groups(), (3600, 60, 1), strict=True) if found else ()
@@ -175,10 +147,10 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def predict(arguments: argparse.Namespace) -> int:
+def predict_command(arguments: argparse.Namespace) -> int:
     """The main job. Torch is imported only once the images are known to be there."""
     start = time.monotonic()
-    from sartorius_infer.images.images import find_images
+    from sartorius_infer.images.find import find_images
     from sartorius_infer.output.submission import open_writer, read_sample_submission
 
     images, sample = _inputs(arguments)
@@ -253,7 +225,7 @@ def _options(arguments: argparse.Namespace, ensemble: Ensemble) -> Options:
 
 def _inputs(arguments: argparse.Namespace) -> tuple[list[Path], Path | None]:
     """Image sources and the sample submission: as asked for, else the mounted competition's."""
-    from sartorius_infer.images.images import find_competition
+    from sartorius_infer.competition import find_competition
 
     if arguments.images:
         return arguments.images, arguments.sample_submission

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sartorius_infer.cli.predict import OK
+from sartorius_infer.cli.options import OK
 from sartorius_infer.errors import TruthError
 
 if TYPE_CHECKING:

@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sartorius_infer.cli.predict import OK, add_weights
+from sartorius_infer.cli.options import OK, add_weights
 from sartorius_infer.errors import ManifestError, PredictionError, SartoriusError, SubmissionError, TruthError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sartorius_infer.evaluate.metric import Mask
+    from sartorius_infer.cells.rle import Mask
     from sartorius_infer.evaluate.scoring import Found
     from sartorius_infer.evaluate.truth import TrueImage
-    from sartorius_infer.images.images import ImageFile
+    from sartorius_infer.images.find import ImageFile
     from sartorius_infer.manifest.manifest import Manifest
     from sartorius_infer.show.candidates import Looks
     from sartorius_infer.tuning.curves import Curve
@@ -65,7 +65,7 @@ def show_command(arguments: argparse.Namespace) -> int:
 
     from sartorius_infer.evaluate.truth import read_truth
     from sartorius_infer.files import atomic_file
-    from sartorius_infer.images.images import find_images
+    from sartorius_infer.images.find import find_images
     from sartorius_infer.show.report import report
 
     truth = read_truth(arguments.truth) if arguments.truth else None
@@ -129,7 +129,7 @@ def _looks_of_submission(arguments: argparse.Namespace, files: dict[str, ImageFi
 def _found(submission: Path, files: dict[str, ImageFile]) -> tuple[Found, dict[str, tuple[int, int]]]:
     """The submission's cells, and the size of every image."""
     from sartorius_infer.evaluate.scoring import read_cells
-    from sartorius_infer.images.images import image_size
+    from sartorius_infer.images.read import image_size
 
     sizes = {image_id: image_size(file) for image_id, file in files.items()}
     return read_cells(submission, sizes, "among --images"), sizes
@@ -205,9 +205,10 @@ def _curves(predictions: list[Prediction], manifest: Manifest, truth: Truth) -> 
 def _overlays(
     arguments: argparse.Namespace, files: dict[str, ImageFile], looks: Looks, truth: Truth | None
 ) -> None:
-    from sartorius_infer.images.images import read_image
-    from sartorius_infer.output.render import match_overlay, overlay, save_overlay
+    from sartorius_infer.images.read import read_image
+    from sartorius_infer.output.render import overlay, save_overlay
     from sartorius_infer.show.candidates import shown_instances, shown_masks
+    from sartorius_infer.show.matches import match_overlay
 
     for image_id, look in looks.images.items():
         image = read_image(files[image_id])

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sartorius_infer.cli.predict import OK, add_weights, load_plugins
+from sartorius_infer.cli.options import OK, add_weights, load_plugins
 from sartorius_infer.errors import ManifestError, TruthError
 
 if TYPE_CHECKING:
     from sartorius_infer.ensemble.ensemble import Ensemble
-    from sartorius_infer.images.images import ImageFile
+    from sartorius_infer.images.find import ImageFile
     from sartorius_infer.manifest.manifest import Manifest
     from sartorius_infer.tuning.choices import Choice
     from sartorius_infer.tuning.search import Tuned
@@ -140,7 +140,7 @@ def _networks(arguments: argparse.Namespace) -> tuple[Ensemble, tuple[ImageFile,
     """The ensemble, and the images that it will see."""
     from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve_precision
     from sartorius_infer.ensemble.ensemble import load_ensemble
-    from sartorius_infer.images.images import find_images
+    from sartorius_infer.images.find import find_images
 
     load_plugins(arguments)
     files = find_images(arguments.images)
@@ -156,7 +156,7 @@ def _look(ensemble: Ensemble, files: Sequence[ImageFile]) -> Iterator[tuple[Pred
     from tqdm import tqdm
 
     from sartorius_infer.ensemble.passes import predict
-    from sartorius_infer.images.images import read_image
+    from sartorius_infer.images.read import read_image
 
     alone = [replace(ensemble, members=(member,)) for member in ensemble.members]
     for file in tqdm(files, unit=" image", desc="predict", dynamic_ncols=True):

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from sartorius_infer.checkpoints.reading import read_checkpoint
 from sartorius_infer.ensemble.ensemble import find_weights, load_ensemble
+from sartorius_infer.files import file_sha256
 from sartorius_infer.manifest.detectron2 import Detectron2Parts
-from sartorius_infer.manifest.manifest import ModelSpec, file_sha256
-from sartorius_infer.manifest.torchvision import NetworkParts, flatten
+from sartorius_infer.manifest.manifest import ModelSpec
+from sartorius_infer.manifest.settings import flatten
+from sartorius_infer.manifest.torchvision import NetworkParts
 from sartorius_infer.networks import architecture_of
-from sartorius_infer.networks.torchvision.bodies import norm_eps
+from sartorius_infer.networks.layers import norm_eps
 from sartorius_infer.networks.torchvision.keys import canonical_keys
 from sartorius_infer.networks.torchvision.rcnn import build_network, resolve_parts
 

@@ -12,18 +12,10 @@ import torch
 from torch import Tensor
 
 from sartorius_infer.checkpoints.reading import SUFFIXES, read_checkpoint
+from sartorius_infer.competition import default_classes, default_rules
 from sartorius_infer.errors import CheckpointError, ManifestError, SartoriusError
-from sartorius_infer.manifest.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    ModelSpec,
-    bytes_sha256,
-    default_classes,
-    default_rules,
-    file_sha256,
-    load_manifest,
-    verify_files,
-)
+from sartorius_infer.files import bytes_sha256, file_sha256
+from sartorius_infer.manifest.manifest import MANIFEST_NAME, Manifest, ModelSpec, load_manifest, verify_files
 from sartorius_infer.networks import Network, architecture_of
 from sartorius_infer.networks.detectron2.config import CONFIG_NAME, read_config
 from sartorius_infer.networks.detectron2.rcnn import ARCHITECTURE, foreground_classes, is_detectron2

@@ -15,19 +15,11 @@ from torch import Tensor
 
 from sartorius_infer.checkpoints.reading import read_checkpoint
 from sartorius_infer.checkpoints.storage import pack
+from sartorius_infer.competition import default_classes, default_rules
 from sartorius_infer.ensemble.ensemble import bare_spec, load_network
 from sartorius_infer.errors import CheckpointError, ManifestError
-from sartorius_infer.files import atomic_file
-from sartorius_infer.manifest.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    ModelSpec,
-    bytes_sha256,
-    default_classes,
-    default_rules,
-    file_sha256,
-    load_manifest,
-)
+from sartorius_infer.files import atomic_file, bytes_sha256, file_sha256
+from sartorius_infer.manifest.manifest import MANIFEST_NAME, Manifest, ModelSpec, load_manifest
 from sartorius_infer.networks import architecture_of
 from sartorius_infer.networks.detectron2.rcnn import build_detectron2, canonical_state
 from sartorius_infer.networks.torchvision.keys import canonical_keys

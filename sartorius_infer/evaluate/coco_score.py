@@ -12,8 +12,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sartorius_infer.cells.rle import run_pixels
-from sartorius_infer.evaluate.metric import Mask
+from sartorius_infer.cells.rle import Mask, run_pixels
 from sartorius_infer.evaluate.scoring import Found
 from sartorius_infer.evaluate.truth import TrueImage
 from sartorius_infer.types import Float64

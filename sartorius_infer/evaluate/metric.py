@@ -16,16 +16,13 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from sartorius_infer.cells.rle import run_pixels
+from sartorius_infer.cells.rle import Mask, run_pixels
 from sartorius_infer.types import Float64, Int32, Int64
 
 _TWENTIETHS = tuple(range(10, 20))
 
 THRESHOLDS: tuple[float, ...] = tuple(k / 20 for k in _TWENTIETHS)
 """0.50 to 0.95 by 0.05; compared in whole numbers, so that an IoU of exactly t is no match."""
-
-Mask = tuple[Int64, Int64]
-"""Starts and lengths of a cell's runs of pixels, as `rle.decode` gives them."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from sartorius_infer.cells.rle import decode
+from sartorius_infer.cells.rle import Mask, decode
 from sartorius_infer.errors import SubmissionError, TruthError, first_line
-from sartorius_infer.evaluate.metric import THRESHOLDS, ImageScore, Mask, mean_ap, score_image
+from sartorius_infer.evaluate.metric import THRESHOLDS, ImageScore, mean_ap, score_image
 from sartorius_infer.evaluate.truth import TrueImage, coco_runs
 from sartorius_infer.output.submission import read_submission
 from sartorius_infer.types import Float64, Int64

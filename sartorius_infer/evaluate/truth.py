@@ -15,9 +15,8 @@ import pandas as pd
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from sartorius_infer.cells.rle import decode, split_label_map
+from sartorius_infer.cells.rle import Mask, decode, split_label_map
 from sartorius_infer.errors import TruthError, first_line
-from sartorius_infer.evaluate.metric import Mask
 from sartorius_infer.types import Int32
 
 COLUMNS = ("id", "annotation", "width", "height", "cell_type")

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sartorius_infer.manifest.rules import Fraction, Settings
-from sartorius_infer.manifest.torchvision import Count, Fpn, Norm, Positive, Sizes
+from sartorius_infer.manifest.parts import Fpn, Norm, Sizes
+from sartorius_infer.manifest.settings import Count, Fraction, Positive, Settings
 
 Level = Annotated[int, Field(ge=2, le=6)]
 BoxWeights = tuple[Positive, Positive, Positive, Positive]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -13,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from sartorius_infer.errors import ManifestError
+from sartorius_infer.files import file_sha256
 from sartorius_infer.manifest.detectron2 import Detectron2Parts
-from sartorius_infer.manifest.rules import ClassRule, Fraction, Rules, Settings
-from sartorius_infer.manifest.torchvision import Count, NetworkParts, Positive, partial_model
+from sartorius_infer.manifest.preprocessing import Preprocessing
+from sartorius_infer.manifest.rules import Rules
+from sartorius_infer.manifest.settings import Count, Fraction, Positive, Settings, partial_model
+from sartorius_infer.manifest.torchvision import NetworkParts
 from sartorius_infer.manifest.views import View, parse_view
-from sartorius_infer.networks.inputs import Preprocessing
 
 MANIFEST_NAME = "weights_manifest.json"
 
@@ -236,39 +237,6 @@ def verify_files(plan: Plan) -> None:
 def file_format(path: Path) -> Literal["safetensors", "torch", "pickle"]:
     """The format of a checkpoint by its suffix."""
     return {".safetensors": "safetensors", ".pkl": "pickle"}.get(path.suffix.lower(), "torch")  # type: ignore[return-value]
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def bytes_sha256(content: bytes) -> str:
-    """SHA-256 in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
-
-
-COMPETITION_CLASSES = ("shsy5y", "astro", "cort")
-
-# Score thresholds that won with a single ResNet-50, and the 1st percentile of true areas, per class.
-_COMPETITION_RULES = {
-    "shsy5y": ClassRule(score=0.15, min_area=47),
-    "astro": ClassRule(score=0.35, min_area=107),
-    "cort": ClassRule(score=0.55, min_area=63),
-}
-
-
-def default_classes(count: int) -> tuple[str, ...]:
-    """Class names of a bare checkpoint: the competition's for three, "cell" for one, else numbered."""
-    if count == len(COMPETITION_CLASSES):
-        return COMPETITION_CLASSES
-    return ("cell",) if count == 1 else tuple(f"class{i}" for i in range(1, count + 1))
-
-
-def default_rules(classes: Sequence[str]) -> Rules:
-    """Rules of a bare checkpoint: the competition's known thresholds, else a score of 0.5."""
-    return Rules(per_class={c: _COMPETITION_RULES[c] for c in classes if c in _COMPETITION_RULES})
 
 
 def json_schema() -> dict[str, Any]:

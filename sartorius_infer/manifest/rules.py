@@ -8,16 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
+from sartorius_infer.manifest.settings import Fraction, Settings
+
 Pixels = Annotated[int, Field(ge=0)]
-
-
-class Settings(BaseModel):
-    """Base of every setting: immutable, no unknown keys, no silent conversions, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class EdgeThresholds(Settings):

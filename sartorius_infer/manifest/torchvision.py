@@ -7,41 +7,22 @@ manifest's `network`, which may name any subset of them.
 
 from __future__ import annotations
 
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, create_model, model_validator
+from pydantic import Field, model_validator
 
-from sartorius_infer.manifest.rules import Fraction, Settings
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-Sizes = Annotated[tuple[Positive, ...], Field(min_length=1)]
+from sartorius_infer.manifest.parts import Fpn, Norm, Sizes
+from sartorius_infer.manifest.settings import (
+    Count,
+    Fraction,
+    Positive,
+    Settings,
+)
 
 BODY_PATTERN = (
     r"^(resnet(18|34|50|101|152)|resnext(50|101|152)_[1-9][0-9]*x[1-9][0-9]*d|wide_resnet(50|101)_[1-9][0-9]*"
     r"|convnext_(tiny|small|base|large)|swin(_v2)?_[tsb]|mobilenet_v3_large)$"
 )
-
-
-class Norm(Settings):
-    """A normalisation layer.
-
-    `eps` null means 1e-5 (1e-3 for batch norm in a MobileNetV3 body). Torchvision models that were
-    fine-tuned from its COCO weights have frozen norm with eps 0; the file does not tell.
-    """
-
-    kind: Literal["none", "frozen", "batch", "group"] = "none"
-    eps: Annotated[float, Field(ge=0)] | None = None
-    groups: Count = Field(32, description="of group norm")
-
-
-class Fpn(Settings):
-    """The feature pyramid on top of the body's stages."""
-
-    channels: Count = 256
-    norm: Norm = Norm()
-    extra: Literal["pool", "none"] = Field("pool", description="a last level by max pooling")
 
 
 class Anchors(Settings):
@@ -129,43 +110,6 @@ class NetworkParts(Settings):
     def levels(self) -> int:
         """Number of feature maps that the RPN sees."""
         return len(self.stages) + (self.fpn.extra == "pool")
-
-
-def _optional(annotation: Any) -> Any:
-    """`annotation` with every settings class in it replaced by its all-optional twin."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return partial_model(annotation)
-    if get_origin(annotation) in (Union, UnionType):
-        return Union[tuple(_optional(a) for a in get_args(annotation))]  # noqa: UP007
-    return annotation
-
-
-def partial_model(model: type[BaseModel]) -> type[BaseModel]:
-    """A model with the fields of `model`, each optional at every depth; unset means "not said"."""
-    fields: dict[str, Any] = {}
-    for name, info in model.model_fields.items():
-        annotation = _optional(info.annotation)
-        metadata = [*info.metadata, Field(description=info.description)]
-        fields[name] = (Annotated[annotation, *metadata] | None, None)
-    return create_model(f"Some{model.__name__}", __base__=Settings, __doc__=model.__doc__, **fields)
-
-
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over` laid on top, key by key at every depth."""
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dict as one level of dotted names: {"rpn": {"nms": 0.7}} becomes {"rpn.nms": 0.7}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
 
 
 _V2_BATCH = {"kind": "batch"}

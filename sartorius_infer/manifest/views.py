@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sartorius_infer.errors import ManifestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCALE_LIMITS = (0.25, 4.0)
 
@@ -70,12 +71,12 @@ class View:
         return xyxy[:, [1, 0, 3, 2]] if self.transpose else xyxy
 
     def _mirror(self, xyxy: Tensor, height: int, width: int) -> Tensor:
-        x0, y0, x1, y1 = xyxy.unbind(1)
+        mirrored = xyxy.clone()
         if self.hflip:
-            x0, x1 = width - x1, width - x0
+            mirrored[:, 0], mirrored[:, 2] = width - xyxy[:, 2], width - xyxy[:, 0]
         if self.vflip:
-            y0, y1 = height - y1, height - y0
-        return torch.stack((x0, y0, x1, y1), dim=1)
+            mirrored[:, 1], mirrored[:, 3] = height - xyxy[:, 3], height - xyxy[:, 1]
+        return mirrored
 
 
 IDENTITY = View()

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sartorius_infer.manifest.preprocessing import Preprocessing
 from sartorius_infer.manifest.views import IDENTITY, View
 from sartorius_infer.networks.base import Features
 from sartorius_infer.networks.cpu.arithmetic import fold_norms, quicken, use_stem_pool, use_winograd
-from sartorius_infer.networks.inputs import Preprocessing, network_input
+from sartorius_infer.networks.inputs import network_input
 
 
 class PyramidNetwork(nn.Module):

@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from sartorius_infer.cells.rle import run_pixels
 from sartorius_infer.errors import ImageError
 from sartorius_infer.files import atomic_file
 from sartorius_infer.types import Bool, CellImage, Instances, Int32, UInt8
 
 if TYPE_CHECKING:
-    from sartorius_infer.evaluate.metric import Mask
+    pass
 
 # Okabe and Ito, "Color Universal Design" (2008), those that stand out on gray, clearest
 # first: told apart with any kind of colour vision.
@@ -31,7 +30,6 @@ PALETTE = (
     (213, 94, 0),  # vermillion
     (0, 114, 178),  # blue
 )
-HIT, MISS, FALSE_ALARM = PALETTE[0], PALETTE[2], PALETTE[5]
 NARROWEST = 256
 
 # Shares of the class's colour in the fill; cells that touch seldom get the same one.
@@ -72,7 +70,7 @@ def overlay(image: CellImage, instances: Instances, classes: Sequence[str]) -> U
     if instances.labels.max(initial=0) > len(classes):
         raise ImageError(f"{image.id}: expected labels 1..{len(classes)}, found {instances.labels.max()}")
     palette = class_colours(len(classes))
-    factor = _enlargement(image.size_hw)
+    factor = enlargement(image.size_hw)
     picture, label_map = stretched(image.pixels), instances.label_map
     if factor > 1:
         picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
@@ -80,35 +78,7 @@ def overlay(image: CellImage, instances: Instances, classes: Sequence[str]) -> U
     _paint(picture, label_map, np.array([(0, 0, 0), *palette])[instances.labels])
     counts = np.bincount(instances.labels, minlength=len(classes) + 1)[1:].tolist()
     entries = [(colour, f"{name} {n}") for colour, name, n in zip(palette, classes, counts, strict=True)]
-    return _with_legend(picture, image.id, entries)
-
-
-def match_overlay(image: CellImage, true: Sequence[Mask], found: Sequence[Mask], iou: float = 0.5) -> UInt8:
-    """The image with hits, misses (dashed) and false alarms outlined, uint8 RGB, and a legend under it.
-
-    A found cell is a hit where it pairs with a true one by an IoU greater than `iou`, one of
-    `metric.THRESHOLDS`. Masks are runs within the image; cells of either kind may share pixels.
-    Contrast as in `overlay`. Raises ValueError for another IoU.
-    """
-    from sartorius_infer.evaluate.metric import (
-        match,  # it imports scipy, which pictures of predictions do without
-    )
-
-    partners = match(true, found, image.pixels.shape[0] * image.pixels.shape[1], iou)
-    hits = set(partners[partners >= 0].tolist())
-    picture = stretched(image.pixels)
-    kinds = (
-        ("hits", HIT, [found[c] for c in sorted(hits)]),
-        ("misses", MISS, [true[t] for t in np.flatnonzero(partners < 0).tolist()]),
-        ("false alarms", FALSE_ALARM, [mask for c, mask in enumerate(found) if c not in hits]),
-    )
-    for name, colour, masks in kinds:
-        for mask in masks:
-            _draw_outline(picture, mask, colour, dashed=name == "misses")
-    factor = _enlargement(image.size_hw)
-    picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
-    entries = [(colour, f"{name} {len(masks)}") for name, colour, masks in kinds]
-    return _with_legend(picture, f"{image.id}, IoU > {iou:.2f}", entries)
+    return with_legend(picture, image.id, entries)
 
 
 def save_overlay(folder: Path, image_id: str, picture: UInt8) -> Path:
@@ -133,7 +103,7 @@ def png(picture: UInt8) -> bytes:
     return data.tobytes()
 
 
-def _enlargement(size_hw: tuple[int, int]) -> int:
+def enlargement(size_hw: tuple[int, int]) -> int:
     """How many pixels a side each pixel becomes; the longer side stays below 16 times `NARROWEST`."""
     height, width = size_hw
     return max(1, min(-(-NARROWEST // width), 16 * NARROWEST // max(height, width)))
@@ -161,24 +131,8 @@ def _paint(picture: UInt8, label_map: Int32, colours: NDArray[np.int64]) -> None
     picture[edge] = colours[label_map[edge] - 1]
 
 
-def _draw_outline(picture: UInt8, mask: Mask, colour: tuple[int, int, int], dashed: bool) -> None:
-    """Outline a mask in place; touches the mask's own rows only."""
-    starts, lengths = mask
-    if len(starts) == 0:
-        return
-    width = picture.shape[1]
-    top, bottom = int(starts[0]) // width, int(starts[-1] + lengths[-1] - 1) // width + 1
-    # A ring of background above and below, as the mask has, unless the image ends there.
-    first, last = max(top - 1, 0), min(bottom + 1, picture.shape[0])
-    own = np.zeros((last - first) * width, np.int32)
-    own[run_pixels(starts - first * width, lengths)] = 1
-    y, x = np.nonzero(outline(own.reshape(-1, width)))
-    y += first
-    drawn = (x + y) % 8 <= 4 if dashed else np.ones(len(x), np.bool_)
-    picture[y[drawn], x[drawn]] = colour
-
-
-def _with_legend(picture: UInt8, title: str, entries: Sequence[tuple[tuple[int, int, int], str]]) -> UInt8:
+def with_legend(picture: UInt8, title: str, entries: Sequence[tuple[tuple[int, int, int], str]]) -> UInt8:
+    """A picture, uint8 RGB, with a band under it that holds a title and a swatch for each entry."""
     width = max(picture.shape[1], NARROWEST)
     beside = ((0, 0), (0, width - picture.shape[1]), (0, 0))
     return np.vstack([np.pad(picture, beside), _legend(width, title, entries)])

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self, TextIO
 
 from sartorius_infer.cells.rle import areas_and_boxes, decode, encode_coco, encode_label_map, shared_pixels
+from sartorius_infer.competition import COMPETITION_SIZE_HW
 from sartorius_infer.errors import SubmissionError
 from sartorius_infer.files import atomic_file
 from sartorius_infer.types import Instances, Int64
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("id", "predicted")
-COMPETITION_SIZE_HW = (520, 704)
 # What other tools write for an image without cells; the competition wants an empty field.
 _PLACEHOLDERS = ("0 1", "0 0", "1 0")
 _LINE_BREAK = re.compile(r"\r\n?|\n")

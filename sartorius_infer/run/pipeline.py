@@ -22,7 +22,8 @@ from sartorius_infer.cells.instances import build_instances, selector
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import ImageError, PredictionError, SartoriusError, first_line
-from sartorius_infer.images.images import ImageFile, read_image
+from sartorius_infer.images.find import ImageFile
+from sartorius_infer.images.read import read_image
 from sartorius_infer.output.predictions import save_prediction
 from sartorius_infer.output.render import overlay, save_overlay
 from sartorius_infer.output.submission import ResultWriter

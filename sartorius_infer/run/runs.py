@@ -11,7 +11,6 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sartorius_infer import __version__
 from sartorius_infer.ensemble.ensemble import Ensemble, weights_sha256
 from sartorius_infer.errors import JournalError
 from sartorius_infer.output.submission import ResultWriter
@@ -19,6 +18,7 @@ from sartorius_infer.run.budget import Budget
 from sartorius_infer.run.journal import ABOUT, Journal, journal_folder
 from sartorius_infer.run.pipeline import Batch, Job, Options, Summary, plan_batches, run, write
 from sartorius_infer.run.ranks import Rank
+from sartorius_infer.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sartorius_infer.cells.instances import build_instances, leading_label
-from sartorius_infer.cells.rle import run_pixels, split_label_map
+from sartorius_infer.cells.rle import Mask, run_pixels, split_label_map
 from sartorius_infer.errors import TruthError
-from sartorius_infer.evaluate.metric import Mask
 from sartorius_infer.evaluate.scoring import Found, FoundCell
 from sartorius_infer.manifest.rules import Consensus, Rules
 from sartorius_infer.types import Bool, Float32, Instances, Int64, Prediction

@@ -12,12 +12,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from sartorius_infer.cells.rle import run_pixels
+from sartorius_infer.cells.rle import Mask, run_pixels
 from sartorius_infer.errors import ImageError, TruthError
-from sartorius_infer.evaluate.metric import Mask, overlaps, score_image, twentieths
+from sartorius_infer.evaluate.metric import overlaps, score_image, twentieths
 from sartorius_infer.evaluate.scoring import bootstrap
 from sartorius_infer.evaluate.truth import TrueImage
-from sartorius_infer.images.images import ImageFile, read_image
+from sartorius_infer.images.find import ImageFile
+from sartorius_infer.images.read import read_image
 from sartorius_infer.output.render import class_colours, stretched
 from sartorius_infer.show.candidates import Look, Looks, shown_masks
 from sartorius_infer.tuning.curves import Curve

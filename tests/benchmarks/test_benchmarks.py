@@ -17,7 +17,8 @@ from benchmarks.networks import LEAST_AREA, default_checkpoint
 from sartorius_infer.cells.instances import build_instances
 from sartorius_infer.cells.rle import decode, encode_label_map
 from sartorius_infer.evaluate.metric import score_image
-from sartorius_infer.images.images import find_images, read_image
+from sartorius_infer.images.find import find_images
+from sartorius_infer.images.read import read_image
 from sartorius_infer.manifest.rules import ClassRule, Rules
 from sartorius_infer.manifest.views import parse_view
 from sartorius_infer.types import CellImage

@@ -19,7 +19,8 @@ from sartorius_infer.checkpoints.storage import SCALE, Store, pack, unpack
 from sartorius_infer.ensemble.ensemble import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import CheckpointError
-from sartorius_infer.images.images import find_images, read_image
+from sartorius_infer.images.find import find_images
+from sartorius_infer.images.read import read_image
 from sartorius_infer.types import Float32
 
 STORES: tuple[Store, ...] = ("float32", "float16", "int8")

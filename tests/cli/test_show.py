@@ -23,11 +23,12 @@ from sartorius_infer.cells.instances import build_instances
 from sartorius_infer.cli.main import main
 from sartorius_infer.evaluate.metric import mean_ap
 from sartorius_infer.evaluate.scoring import bootstrap, read_found
-from sartorius_infer.images.images import read_image
+from sartorius_infer.images.read import read_image
 from sartorius_infer.manifest.rules import Rules
-from sartorius_infer.output.render import match_overlay, overlay
+from sartorius_infer.output.render import overlay
 from sartorius_infer.output.submission import CocoWriter, SubmissionWriter
 from sartorius_infer.show.candidates import looks_of_found, shown_instances, shown_masks
+from sartorius_infer.show.matches import match_overlay
 
 
 @dataclass(frozen=True, eq=False)

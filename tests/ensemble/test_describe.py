@@ -20,7 +20,7 @@ from sartorius_infer.ensemble.importing import import_checkpoint
 from sartorius_infer.errors import CheckpointError, ManifestError
 from sartorius_infer.manifest.detectron2 import Detectron2Parts
 from sartorius_infer.manifest.manifest import ModelSpec
-from sartorius_infer.manifest.torchvision import flatten
+from sartorius_infer.manifest.settings import flatten
 from sartorius_infer.networks import base
 
 

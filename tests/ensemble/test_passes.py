@@ -22,10 +22,10 @@ from sartorius_infer.ensemble.ensemble import Ensemble, Member
 from sartorius_infer.ensemble.passes import image_tensor, predict
 from sartorius_infer.errors import PredictionError
 from sartorius_infer.manifest.manifest import Fusion, Manifest, ModelSpec
+from sartorius_infer.manifest.preprocessing import Preprocessing, Resize
 from sartorius_infer.manifest.torchvision import NetworkParts
 from sartorius_infer.manifest.views import IDENTITY, View, parse_view
 from sartorius_infer.networks import Detections, Features, Network
-from sartorius_infer.networks.inputs import Preprocessing, Resize
 from sartorius_infer.networks.torchvision.rcnn import TorchvisionNetwork, build_model
 from sartorius_infer.types import Bool, CellImage, Float32, Int64, Prediction
 

@@ -12,11 +12,10 @@ from hypothesis.extra.numpy import arrays
 from places import SARTORIUS
 from scipy.optimize import linear_sum_assignment
 
-from sartorius_infer.cells.rle import split_label_map
+from sartorius_infer.cells.rle import Mask, split_label_map
 from sartorius_infer.evaluate.metric import (
     THRESHOLDS,
     ImageScore,
-    Mask,
     match,
     mean_ap,
     overlaps,

@@ -29,8 +29,9 @@ from image_factories import (
 from PIL import Image
 
 from sartorius_infer.errors import ImageError
+from sartorius_infer.images.find import ImageFile
 from sartorius_infer.images.formats import MAX_PIXELS
-from sartorius_infer.images.images import ImageFile, image_size, read_image
+from sartorius_infer.images.read import image_size, read_image
 from sartorius_infer.types import UInt8
 
 

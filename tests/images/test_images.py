@@ -15,15 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from places import DATA
 
+from sartorius_infer.competition import find_competition
 from sartorius_infer.errors import ImageError
-from sartorius_infer.images.images import (
-    EXTENSIONS,
-    ImageFile,
-    find_competition,
-    find_images,
-    image_size,
-    read_image,
-)
+from sartorius_infer.images.find import EXTENSIONS, ImageFile, find_images
+from sartorius_infer.images.read import image_size, read_image
 from sartorius_infer.types import UInt8
 
 LIVECELL, SARTORIUS = DATA / "livecell" / "images", DATA / "sartorius" / "images"

@@ -26,7 +26,8 @@ from sartorius_infer.cells.rle import encode_label_map
 from sartorius_infer.ensemble.ensemble import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import TruthError
-from sartorius_infer.images.images import find_images, read_image
+from sartorius_infer.images.find import find_images
+from sartorius_infer.images.read import read_image
 
 ID = "someone/sartorius-kit"
 

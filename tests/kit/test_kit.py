@@ -32,8 +32,9 @@ from sartorius_infer.ensemble.ensemble import load_ensemble
 from sartorius_infer.ensemble.importing import import_checkpoint
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import CheckpointError, ManifestError
+from sartorius_infer.files import file_sha256
 from sartorius_infer.images import images
-from sartorius_infer.manifest.manifest import MANIFEST_NAME, file_sha256, load_manifest
+from sartorius_infer.manifest.manifest import MANIFEST_NAME, load_manifest
 from sartorius_infer.networks import base
 
 ABOUT = Metadata("someone/sartorius-kit", "A kit of cells", "other")

@@ -14,15 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
 
+from sartorius_infer.competition import default_classes, default_rules
 from sartorius_infer.errors import ManifestError
-from sartorius_infer.manifest.manifest import (
-    Plan,
-    default_classes,
-    default_rules,
-    json_schema,
-    load_manifest,
-    verify_files,
-)
+from sartorius_infer.manifest.manifest import Plan, json_schema, load_manifest, verify_files
 
 OWN = json.loads((ROOT / "weights_manifest.json").read_text())
 WEIGHTS = b"weights"

@@ -11,17 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from sartorius_infer.manifest.rules import Settings
-from sartorius_infer.manifest.torchvision import (
-    PRESETS,
-    Anchors,
-    NetworkParts,
-    Norm,
-    RoiPool,
-    flatten,
-    merge,
-    partial_model,
-)
+from sartorius_infer.manifest.parts import Norm
+from sartorius_infer.manifest.settings import Settings, flatten, merge, partial_model
+from sartorius_infer.manifest.torchvision import PRESETS, Anchors, NetworkParts, RoiPool
 
 Tree = dict[str, Any]
 

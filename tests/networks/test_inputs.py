@@ -18,15 +18,15 @@ from pydantic import ValidationError
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from sartorius_infer.manifest.views import IDENTITY, View, parse_view
-from sartorius_infer.networks.inputs import (
+from sartorius_infer.manifest.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Normalise,
     Preprocessing,
     Resize,
-    network_input,
 )
+from sartorius_infer.manifest.views import IDENTITY, View, parse_view
+from sartorius_infer.networks.inputs import network_input
 
 Floats = NDArray[np.float32]
 SYMMETRIES = ("identity", "hflip", "vflip", "rot90", "rot180", "rot270", "transpose", "transverse")

@@ -11,21 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sartorius_infer.cells.rle import split_label_map
+from sartorius_infer.cells.rle import Mask, split_label_map
 from sartorius_infer.errors import ImageError
-from sartorius_infer.evaluate.metric import THRESHOLDS, Mask, score_image
-from sartorius_infer.output.render import (
-    FALSE_ALARM,
-    HIT,
-    MISS,
-    NARROWEST,
-    PALETTE,
-    match_overlay,
-    outline,
-    overlay,
-    png,
-    save_overlay,
-)
+from sartorius_infer.evaluate.metric import THRESHOLDS, score_image
+from sartorius_infer.output.render import NARROWEST, PALETTE, outline, overlay, png, save_overlay
+from sartorius_infer.show.matches import FALSE_ALARM, HIT, MISS, match_overlay
 from sartorius_infer.types import Bool, CellImage, Instances, Int32, UInt8
 
 CLASSES = ("shsy5y", "astro", "cort")

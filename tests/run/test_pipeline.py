@@ -19,7 +19,8 @@ from sartorius_infer.cells.rle import encode_label_map
 from sartorius_infer.ensemble.ensemble import Ensemble, load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import ImageError, PredictionError
-from sartorius_infer.images.images import find_images, read_image
+from sartorius_infer.images.find import find_images
+from sartorius_infer.images.read import read_image
 from sartorius_infer.manifest.views import IDENTITY, View
 from sartorius_infer.networks import Features
 from sartorius_infer.output.predictions import load_prediction

@@ -43,7 +43,7 @@ from torch.distributed import HashStore
 
 from sartorius_infer.ensemble.ensemble import Ensemble, load_ensemble
 from sartorius_infer.errors import JournalError
-from sartorius_infer.images.images import ImageFile, find_images
+from sartorius_infer.images.find import ImageFile, find_images
 from sartorius_infer.networks import base
 from sartorius_infer.networks.plugins import load_plugin
 from sartorius_infer.output.submission import SubmissionWriter

@@ -22,9 +22,9 @@ from sartorius_infer.cells.instances import consensus_label
 from sartorius_infer.evaluate.metric import THRESHOLDS, match, mean_ap, overlaps, twentieths
 from sartorius_infer.evaluate.scoring import FoundCell
 from sartorius_infer.evaluate.truth import TrueImage
-from sartorius_infer.images.images import ImageFile
+from sartorius_infer.images.find import ImageFile
 from sartorius_infer.manifest.rules import ClassRule, Rules
-from sartorius_infer.output.render import FALSE_ALARM, HIT, MISS, class_colours, outline
+from sartorius_infer.output.render import class_colours, outline
 from sartorius_infer.show.candidates import (
     Look,
     Looks,
@@ -33,6 +33,7 @@ from sartorius_infer.show.candidates import (
     shown_masks,
     visible,
 )
+from sartorius_infer.show.matches import FALSE_ALARM, HIT, MISS
 from sartorius_infer.show.report import report
 from sartorius_infer.tuning.choices import Choice
 from sartorius_infer.tuning.curves import Curve, curves

@@ -14,8 +14,9 @@ import torch
 from training_factories import SIZE_HW, make_recipe, read_examples, write_sartorius
 
 from sartorius_infer.ensemble.passes import image_tensor
+from sartorius_infer.manifest.preprocessing import Preprocessing
 from sartorius_infer.manifest.views import IDENTITY
-from sartorius_infer.networks.inputs import Preprocessing, network_input
+from sartorius_infer.networks.inputs import network_input
 from sartorius_infer.types import CellImage
 from training.batches import Batches, collate, to_network
 from training.crops import Sample, Window, cut

@@ -14,7 +14,8 @@ from training_factories import write_recipe, write_sartorius
 from sartorius_infer.cli import main as cli
 from sartorius_infer.ensemble.ensemble import load_ensemble
 from sartorius_infer.ensemble.passes import predict
-from sartorius_infer.images.images import find_images, read_image
+from sartorius_infer.images.find import find_images
+from sartorius_infer.images.read import read_image
 from sartorius_infer.output.predictions import load_prediction
 from sartorius_infer.types import Prediction
 from training.crossval import main

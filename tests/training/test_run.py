@@ -20,8 +20,9 @@ from training_factories import read_examples, write_recipe, write_sartorius
 from sartorius_infer.ensemble.ensemble import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import SartoriusError
-from sartorius_infer.images.images import find_images, read_image
-from sartorius_infer.networks.inputs import Resize
+from sartorius_infer.images.find import find_images
+from sartorius_infer.images.read import read_image
+from sartorius_infer.manifest.preprocessing import Resize
 from sartorius_infer.run.ranks import Rank
 from training.cli import main
 from training.errors import TrainingError

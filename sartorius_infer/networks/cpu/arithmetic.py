@@ -20,7 +20,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 from sartorius_infer.networks.cpu.winograd import FEWEST_CHANNELS, WinogradConv2d
-from sartorius_infer.networks.detectron2.modules import Conv
+from sartorius_infer.networks.layers import Conv
 
 _PLAIN = (nn.Conv2d, Conv)
 """Convolutions that do nothing else; a subclass of a plugin's may."""

@@ -20,9 +20,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from sartorius_infer.errors import CheckpointError, first_line
 from sartorius_infer.manifest.detectron2 import Detectron2Parts
-from sartorius_infer.manifest.rules import Fraction
-from sartorius_infer.manifest.torchvision import Count, Positive, merge
-from sartorius_infer.networks.inputs import Normalise, Preprocessing, Resize
+from sartorius_infer.manifest.preprocessing import Normalise, Preprocessing, Resize
+from sartorius_infer.manifest.settings import Count, Fraction, Positive, merge
 
 CONFIG_NAME = "config.yaml"
 

@@ -20,39 +20,8 @@ from sartorius_infer.manifest.detectron2 import (
     Detectron2Parts,
     Detectron2Rpn,
 )
-from sartorius_infer.manifest.torchvision import Norm
-from sartorius_infer.networks.torchvision.bodies import RESNET_LAYERS, norm_eps
-
-
-def _norm_layer(norm: Norm, channels: int) -> nn.Module | None:
-    """The layer that `norm` describes; frozen and batch norm are the same once nothing is trained."""
-    if norm.kind == "none":
-        return None
-    if norm.kind == "group":
-        return nn.GroupNorm(norm.groups, channels, eps=norm_eps(norm))
-    return nn.BatchNorm2d(channels, eps=norm_eps(norm))
-
-
-class Conv(nn.Conv2d):
-    """A convolution that keeps the size up to its stride, with the norm after it as a child of its own."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, norm: Norm, *, stride: int = 1,
-                 groups: int = 1, bias: bool | None = None) -> None:  # fmt: skip
-        super().__init__(
-            inputs,
-            outputs,
-            kernel,
-            stride,
-            kernel // 2,
-            groups=groups,
-            bias=norm.kind == "none" if bias is None else bias,
-        )
-        self.norm = _norm_layer(norm, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, h, w) -> (B, outputs, h / stride, w / stride)."""
-        x = super().forward(x)
-        return x if self.norm is None else self.norm(x)
+from sartorius_infer.manifest.parts import Norm
+from sartorius_infer.networks.layers import RESNET_LAYERS, Conv
 
 
 class Stem(nn.Module):

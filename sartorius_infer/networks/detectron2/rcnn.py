@@ -19,6 +19,7 @@ from torchvision.ops import batched_nms
 
 from sartorius_infer.errors import CheckpointError, PredictionError
 from sartorius_infer.manifest.detectron2 import Detectron2Parts
+from sartorius_infer.manifest.preprocessing import Preprocessing
 from sartorius_infer.networks.base import Detections, Features, require_finite
 from sartorius_infer.networks.detectron2.boxes import (
     apply_deltas,
@@ -28,7 +29,6 @@ from sartorius_infer.networks.detectron2.boxes import (
     pool_rois,
 )
 from sartorius_infer.networks.detectron2.modules import Detectron2Model
-from sartorius_infer.networks.inputs import Preprocessing
 from sartorius_infer.networks.pyramid import PyramidNetwork
 from sartorius_infer.networks.skeleton import skeleton
 from sartorius_infer.networks.state import load_state

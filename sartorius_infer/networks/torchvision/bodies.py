@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
-from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
-from sartorius_infer.manifest.torchvision import NetworkParts, Norm
+from sartorius_infer.manifest.parts import Norm
+from sartorius_infer.manifest.torchvision import NetworkParts
+from sartorius_infer.networks.layers import RESNET_LAYERS, MakeNorm, make_norm
 from sartorius_infer.networks.skeleton import skeleton
-
-MakeNorm = Callable[[int], nn.Module]
-
-RESNET_LAYERS = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-}
-MOBILENET_EPS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -37,25 +25,6 @@ class Body:
     stage_names: tuple[str, ...]
     stage_channels: tuple[int, ...]
     channels_last: bool = False
-
-
-def norm_eps(norm: Norm, body: str = "") -> float:
-    """The eps of a norm: its own, else that which torchvision gives it, in the body of that name."""
-    if norm.eps is not None:
-        return norm.eps
-    return MOBILENET_EPS if norm.kind == "batch" and body.startswith("mobilenet") else 1e-5
-
-
-def make_norm(norm: Norm, body: str = "") -> MakeNorm | None:
-    """A constructor of the layer that `norm` describes, from its channels; None for no norm."""
-    eps = norm_eps(norm, body)
-    if norm.kind == "frozen":
-        return partial(FrozenBatchNorm2d, eps=eps)
-    if norm.kind == "batch":
-        return partial(nn.BatchNorm2d, eps=eps)
-    if norm.kind == "group":
-        return partial(nn.GroupNorm, norm.groups, eps=eps)
-    return None
 
 
 def make_body(name: str, norm: Norm) -> Body:

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from sartorius_infer.errors import CheckpointError
-from sartorius_infer.networks.torchvision.bodies import RESNET_LAYERS, stage_channels
+from sartorius_infer.networks.layers import RESNET_LAYERS
+from sartorius_infer.networks.torchvision.bodies import stage_channels
 
 State = Mapping[str, Tensor]
 Tree = dict[str, Any]

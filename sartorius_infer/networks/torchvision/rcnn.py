@@ -23,14 +23,16 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from sartorius_infer.errors import CheckpointError
-from sartorius_infer.manifest.torchvision import PRESETS, NetworkParts, RoiPool, flatten, merge
+from sartorius_infer.manifest.preprocessing import Preprocessing
+from sartorius_infer.manifest.settings import flatten, merge
+from sartorius_infer.manifest.torchvision import PRESETS, NetworkParts, RoiPool
 from sartorius_infer.networks.base import Detections, Features, require_finite
-from sartorius_infer.networks.inputs import Preprocessing
+from sartorius_infer.networks.layers import make_norm
 from sartorius_infer.networks.pyramid import PyramidNetwork
 from sartorius_infer.networks.roi_align import Rois, pool_rois
 from sartorius_infer.networks.skeleton import skeleton
 from sartorius_infer.networks.state import load_state
-from sartorius_infer.networks.torchvision.bodies import make_backbone, make_norm
+from sartorius_infer.networks.torchvision.bodies import make_backbone
 from sartorius_infer.networks.torchvision.keys import (
     anchors_per_cell,
     canonical_keys,

@@ -21,10 +21,10 @@ from sartorius_infer.ensemble.ensemble import Ensemble, load_ensemble, load_netw
 from sartorius_infer.ensemble.importing import lean_state
 from sartorius_infer.manifest.detectron2 import Detectron2Parts
 from sartorius_infer.manifest.manifest import ModelSpec
+from sartorius_infer.manifest.preprocessing import Preprocessing
 from sartorius_infer.manifest.torchvision import NetworkParts
 from sartorius_infer.networks.cpu.arithmetic import StemPool, fold_norms, quicken, use_stem_pool, use_winograd
 from sartorius_infer.networks.detectron2.modules import Detectron2Model
-from sartorius_infer.networks.inputs import Preprocessing
 from sartorius_infer.networks.pyramid import PyramidNetwork
 from sartorius_infer.networks.skeleton import skeleton
 from sartorius_infer.networks.torchvision.rcnn import TorchvisionNetwork, build_model

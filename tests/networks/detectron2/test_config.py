@@ -17,7 +17,7 @@ from places import SHARED
 
 from sartorius_infer.errors import CheckpointError
 from sartorius_infer.manifest.detectron2 import Detectron2Parts
-from sartorius_infer.manifest.torchvision import flatten
+from sartorius_infer.manifest.settings import flatten
 from sartorius_infer.networks.detectron2 import config as detectron2_config
 from sartorius_infer.networks.detectron2.config import Detectron2Config, read_config
 

@@ -15,12 +15,13 @@ from torch import nn
 from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
-from sartorius_infer.manifest.torchvision import BODY_PATTERN, NetworkParts, Norm
+from sartorius_infer.manifest.parts import Norm
+from sartorius_infer.manifest.torchvision import BODY_PATTERN, NetworkParts
+from sartorius_infer.networks.layers import make_norm
 from sartorius_infer.networks.torchvision.bodies import (
     Body,
     make_backbone,
     make_body,
-    make_norm,
     resnet_shape,
     stage_channels,
 )

@@ -1,0 +1,61 @@
+"""Find images and read them; what a file that cannot be used becomes."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sartorius_infer.images.find import (
+    ImageFile,
+    naming,
+)
+from sartorius_infer.images.formats import header
+from sartorius_infer.types import CellImage, UInt8
+
+
+def read_image(file: ImageFile) -> CellImage:
+    """The pixels of a PNG, TIFF, JPEG or BMP file, which its content tells apart, not its name.
+
+    Gray stays gray; palettes become RGB, alpha is dropped, and RGB with three equal channels
+    becomes gray. 1-bit pictures become 0 and 255. Orientation tags are ignored, since masks
+    belong to the stored pixels.
+
+    16-bit values count as b-bit ones, b being the least of 8, 10, 12, 14 and 16 that holds the
+    image's maximum (cameras store 10 to 14 bits in 16), and go linearly from [0, 2^b - 1] to
+    [0, 255], rounded half up. So 8 bits stored in 16 do not change, nor does their multiple by 257
+    where its maximum needs more than 14 bits.
+
+    Raises ImageError if the file cannot be read or is damaged, truncated or larger than
+    `image_formats.MAX_PIXELS`, or if its samples are signed, floats or wider than 16 bits, or if it
+    holds several pages.
+    """
+    with naming(file.path):
+        data = file.path.read_bytes()
+        form, _ = header(BytesIO(data))
+        form.check(data)
+        picture = form.decode(data)
+        pixels = _to_eight_bits(picture.pixels)
+        return CellImage(file.id, ~pixels if picture.negative else pixels)
+
+
+def image_size(file: ImageFile) -> tuple[int, int]:
+    """Height and width in pixels, from the header alone.
+
+    Raises ImageError where the header already tells that `read_image` would.
+    """
+    with naming(file.path), file.path.open("rb") as stream:
+        return header(stream)[1]
+
+
+def _to_eight_bits(pixels: NDArray[Any]) -> UInt8:
+    """uint8 of uint8 or uint16 pixels as `read_image` describes; gray where channels are equal."""
+    if pixels.ndim == 3 and all(np.array_equal(pixels[..., 0], pixels[..., i]) for i in (1, 2)):
+        pixels = pixels[..., 0]
+    if pixels.dtype == np.uint16:
+        highest = int(pixels.max())
+        top = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if highest < 2**bits)
+        pixels = ((np.arange(top + 1) * 510 + top) // (2 * top)).astype(np.uint8)[pixels]
+    return np.ascontiguousarray(pixels, np.uint8)
