@@ -15,7 +15,7 @@ from kit.notebook import require_apart, write_kernel
 from kit.scoring import score
 from kit.wheels import read_image
 from sartorius_infer.ensemble.device import resolve_device
-from sartorius_infer.ensemble.ensemble import load_ensemble
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.errors import SartoriusError
 from sartorius_infer.manifest.manifest import MANIFEST_NAME, Manifest, load_manifest
 

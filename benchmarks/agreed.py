@@ -26,6 +26,11 @@ class AgreedNetwork:
         self.class_count = network.class_count
         self._views: dict[int, View] = {}
 
+    def to(self, device: torch.device) -> AgreedNetwork:
+        """Where the network is, this is too."""
+        self.network = self.network.to(device)
+        return self
+
     def features(self, images: Sequence[Tensor], view: View = IDENTITY) -> Features:
         """The network's."""
         features = self.network.features(images, view)

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from sartorius_infer.cells.instances import build_instances
 from sartorius_infer.cells.rle import split_label_map
-from sartorius_infer.ensemble.ensemble import Ensemble, load_ensemble
+from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import image_tensor, predict
 from sartorius_infer.evaluate.metric import score_image
 from sartorius_infer.evaluate.scoring import Score, compare
@@ -80,6 +81,11 @@ class Remembering:
     def __init__(self, network: Network) -> None:
         self.network, self.class_count = network, network.class_count
         self._seen: dict[View, tuple[Features, list[Tensor], list[Detections]]] = {}
+
+    def to(self, device: torch.device) -> Remembering:
+        """Where the network is, this is too."""
+        self.network = self.network.to(device)
+        return self
 
     def forget(self) -> None:
         """Before the next image."""

@@ -8,7 +8,8 @@ import torch
 
 from sartorius_infer.cells.instances import build_instances, selector
 from sartorius_infer.cells.rle import encode_label_map
-from sartorius_infer.ensemble.ensemble import Ensemble, load_ensemble
+from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import Select, predict
 from sartorius_infer.types import CellImage, Prediction
 

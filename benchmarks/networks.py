@@ -21,7 +21,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d
 
 from sartorius_infer.checkpoints.reading import read_checkpoint
-from sartorius_infer.ensemble.ensemble import default_manifest
+from sartorius_infer.ensemble.weights import default_manifest
 from sartorius_infer.manifest.manifest import MANIFEST_NAME, load_manifest
 from sartorius_infer.manifest.preprocessing import Preprocessing
 from sartorius_infer.networks.torchvision.rcnn import TorchvisionNetwork, build_network

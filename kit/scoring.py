@@ -8,7 +8,7 @@ import torch
 
 from sartorius_infer.cells.instances import build_instances, selector
 from sartorius_infer.cells.rle import split_label_map
-from sartorius_infer.ensemble.ensemble import load_ensemble
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.evaluate.metric import mean_ap, score_image
 from sartorius_infer.evaluate.truth import read_train_csv, require_known

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sartorius_infer.cells.instances import build_instances as build_instances
     from sartorius_infer.ensemble.device import resolve_device as resolve_device
     from sartorius_infer.ensemble.ensemble import Ensemble as Ensemble
-    from sartorius_infer.ensemble.ensemble import load_ensemble as load_ensemble
+    from sartorius_infer.ensemble.loading import load_ensemble as load_ensemble
     from sartorius_infer.ensemble.passes import predict as predict
     from sartorius_infer.errors import SartoriusError as SartoriusError
     from sartorius_infer.evaluate.scoring import read_found as read_found
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "resolve_device": "ensemble.device",
     "Ensemble": "ensemble.ensemble",
-    "load_ensemble": "ensemble.ensemble",
+    "load_ensemble": "ensemble.loading",
     "SartoriusError": "errors",
     "find_images": "images.images",
     "read_image": "images.images",

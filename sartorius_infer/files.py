@@ -1,14 +1,37 @@
-"""Files that appear whole or not at all."""
+"""Paths as people give them, files that appear whole or not at all, and checksums."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO, overload
+
+Paths = str | Path | Sequence[str | Path]
+"""One path or several."""
+
+
+def as_path(value: str | Path, what: str) -> Path:
+    """A path of a `str` or `Path`; raises TypeError that says what `what` was expected to be."""
+    if not isinstance(value, str | Path):
+        raise TypeError(f"{what}: expected a path (str or Path), found {type(value).__name__}")
+    return Path(value)
+
+
+def as_paths(value: Paths | None, what: str) -> list[Path]:
+    """The paths of one path, several, or None; raises TypeError as `as_path` does."""
+    if value is None:
+        return []
+    if isinstance(value, str | Path):
+        return [Path(value)]
+    if not isinstance(value, Sequence):
+        raise TypeError(
+            f"{what}: expected a path (str or Path) or a list of them, found {type(value).__name__}"
+        )
+    return [as_path(each, what) for each in value]
 
 
 @overload

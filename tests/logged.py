@@ -22,7 +22,7 @@ from tiny import loose_rules
 from tqdm import tqdm
 
 from sartorius_infer.cli.main import main
-from sartorius_infer.networks import base
+from sartorius_infer.networks import registry
 
 PLUGIN = ROOT / "tests" / "logged_plugin.py"
 BROKEN = 250
@@ -63,7 +63,7 @@ def words_of(weights: Path, images: Path, out: Path, *more: str | Path) -> list[
 def run_here(words: Sequence[str], log: Path | None = None) -> int:
     """The command line in this process, as often as one likes: its plugin is gone after it."""
     with (
-        mock.patch.object(base, "_REGISTRY", dict(base._REGISTRY)),
+        mock.patch.object(registry, "_FAMILIES", dict(registry._FAMILIES)),
         mock.patch.dict(os.environ, {"LOGGED_TO": str(log)} if log else {}),
     ):
         return main(words)

@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve_precision
-from sartorius_infer.ensemble.ensemble import load_ensemble
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import SartoriusError
 from sartorius_infer.images.find import ImageFile, find_images

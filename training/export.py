@@ -12,7 +12,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sartorius_infer.checkpoints.storage import pack
-from sartorius_infer.ensemble.ensemble import Ensemble, Member
+from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.ensemble.member import Member
 from sartorius_infer.files import atomic_file, bytes_sha256
 from sartorius_infer.manifest.manifest import MANIFEST_NAME, Manifest, ModelSpec
 from sartorius_infer.networks.torchvision.rcnn import build_network

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import pickle
 import pickletools
-import warnings
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -192,16 +191,6 @@ def as_tensor(value: object, path: Path, key: str) -> Tensor | None:
         except ValueError as error:
             raise CheckpointError(f"{path}: {key}: {error}") from None
     return value if isinstance(value, Tensor) else None
-
-
-def is_pickle(path: Path) -> bool:
-    """Whether a file parses as a pickle; nothing in it is run."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes in text
-            return sum(1 for _ in pickletools.genops(path.read_bytes())) > 1
-    except (ValueError, OverflowError):
-        return False
 
 
 def holds_weights(content: dict[Any, Any]) -> bool:

@@ -1,16 +1,15 @@
 """Reading checkpoint files without ever running what is in them.
 
-`.safetensors` holds tensors alone; `.pth` and `.pt` go through `torch.load(weights_only=True)`, which
-builds tensors and plain containers and refuses everything else; `.pkl`, Detectron2's model zoo, goes
-through `pickles`, which does the same. What comes out is one flat mapping of tensors, without
-wrappers, training state and prefixes.
+Safetensors hold tensors alone; what torch.save wrote goes through `torch.load(weights_only=True)`, which
+builds tensors and plain containers and refuses everything else; plain pickles, such as Detectron2's model
+zoo, go through `pickles`, which does the same. Content decides which it is, not the suffix. What comes out
+is one flat mapping of tensors, without wrappers, training state and prefixes.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-import zipfile
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,11 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sartorius_infer.checkpoints.pickles import NUMPY, as_tensor, holds_weights, is_pickle, read_pickle
+from sartorius_infer.checkpoints.files import OLDER_TORCH, Format, file_format, is_pickle, zip_ends
+from sartorius_infer.checkpoints.pickles import NUMPY, as_tensor, holds_weights, read_pickle
 from sartorius_infer.checkpoints.storage import unpack
 from sartorius_infer.errors import CheckpointError, first_line
-
-SUFFIXES = (".pth", ".pt", ".safetensors", ".pkl")
 
 WRAPPERS = (
     *("model_state_dict", "state_dict", "model", "net", "network", "weights", "params", "module"),
@@ -38,9 +36,6 @@ WRAPPERS = (
 _NUMPY_GLOBALS: list[Any] = [(stand_in, name) for name, stand_in in NUMPY.items()]
 
 _PARTS = re.compile(r"^(|.*?\.)(backbone|rpn|proposal_generator|roi_heads)\.")
-
-_OLDER_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""How torch.save began a file before torch 1.6: a pickled number."""
 
 _NEEDS = re.compile(r"GLOBAL ([\w.]+)|<class '([\w.]+)|(operand \d+)")
 
@@ -74,24 +69,30 @@ def _read(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: expected a checkpoint file, found {'a folder' if path.is_dir() else 'none'}"
         )
-    if path.suffix.lower() not in SUFFIXES:
-        raise CheckpointError(f"{path}: expected {', '.join(SUFFIXES)}, found {path.suffix or 'no suffix'}")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: expected a checkpoint, found an empty file")
     try:
-        if path.suffix.lower() == ".safetensors":
+        form = file_format(path) or _meant_as(path)
+        if form == "safetensors":
             return unpack(load_file(path))
         with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_GLOBALS):
             warnings.simplefilter("ignore")  # torch warns of files that it then refuses
-            if path.suffix.lower() == ".pkl" and not _by_torch(path):
+            if form == "pickle":
                 return read_pickle(path)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # A stream has no name, by which newer torch would decide what is in it.
+            with path.open("rb") as stream:
+                return torch.load(stream, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: expected a readable file, found {first_line(error)[:200]}") from None
     except SafetensorError as error:
         raise CheckpointError(f"{path}: expected safetensors, found {first_line(error)[:200]}") from None
     except Exception as error:  # bytes that are not its own make torch.load fail in any way
         raise CheckpointError(f"{path}: {_fault(path, error)}") from None
+
+
+def _meant_as(path: Path) -> Format:
+    """What a file that is none by its content, so a damaged one, was to be by its name."""
+    return {".safetensors": "safetensors", ".pkl": "pickle"}.get(path.suffix.lower(), "torch")  # type: ignore[return-value]
 
 
 def _fault(path: Path, error: Exception) -> str:
@@ -112,30 +113,19 @@ def _fault(path: Path, error: Exception) -> str:
 def _kind(path: Path) -> str:
     """What a file is by its bytes: "torch", or other words for the reader of an error."""
     with path.open("rb") as file:
-        head = file.read(len(_OLDER_TORCH))
+        head = file.read(len(OLDER_TORCH))
     if head.startswith(b"PK"):
         return _zip_kind(path)
-    if _OLDER_TORCH.startswith(head):
+    if OLDER_TORCH.startswith(head):
         return "torch"
-    if head[8:9] == b"{":
-        return "safetensors under another suffix"
     if is_pickle(path):
         return "a pickle"
     return "a damaged pickle" if path.suffix.lower() == ".pkl" else f"a file that begins with {head!r}"
 
 
-def _by_torch(path: Path) -> bool:
-    """Whether torch.save wrote a file, whatever its suffix."""
-    with path.open("rb") as file:
-        head = file.read(len(_OLDER_TORCH))
-    return head.startswith(b"PK") or head == _OLDER_TORCH
-
-
 def _zip_kind(path: Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            ends = {name.rpartition("/")[2] for name in archive.namelist()}
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+    ends = zip_ends(path)
+    if ends is None:
         return "a zip archive that is cut off or damaged"
     if "data.pkl" not in ends:
         return "a zip archive of something else"

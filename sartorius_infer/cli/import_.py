@@ -5,24 +5,40 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from sartorius_infer.cli.options import OK
 
 
+class _Parser(argparse.ArgumentParser):
+    """Usage that no single option can check by itself."""
+
+    def parse_args(self, *words: Any) -> argparse.Namespace:  # type: ignore[override]
+        """As always; what belongs to one checkpoint does not go with several."""
+        arguments: argparse.Namespace = super().parse_args(*words)
+        count = len(arguments.files) + (arguments.checkpoint is not None)
+        if count == 0:
+            self.error("expected one or more checkpoints, found none")
+        if count > 1 and (arguments.name or arguments.config):
+            self.error(f"--name and --config: expected one checkpoint with them, found {count}")
+        return arguments
+
+
 def import_parser() -> argparse.ArgumentParser:
     """The options of `import`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m sartorius_infer import",
-        description="Turn a training checkpoint into a .safetensors file without optimizer and other "
-        "leftovers, and a manifest entry with everything that its config decides.",
+        description="Turn training checkpoints into .safetensors files without optimizer and other "
+        "leftovers, and manifest entries with everything that their configs decide. All of them or none.",
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help="torchvision or Detectron2")
+    add("files", nargs="*", type=Path, metavar="FILE", help="checkpoints, torchvision's or Detectron2's")
+    add("--checkpoint", type=Path, metavar="FILE", help="the same, for one")
     add(
         "--config",
         type=Path,
         metavar="YAML",
-        help="of a Detectron2 checkpoint, dumped whole or short; default: <checkpoint's name>.yaml or "
+        help="of one Detectron2 checkpoint, dumped whole or short; default: <checkpoint's name>.yaml or "
         "config.yaml beside it",
     )
     add(
@@ -32,12 +48,12 @@ def import_parser() -> argparse.ArgumentParser:
         help="the network's own, in label order, without background (default for three: the competition's)",
     )
     add("--out", type=Path, required=True, metavar="DIR", help="for NAME.safetensors and the manifest")
-    add("--name", help="of the entry and its file (default: the checkpoint's)")
+    add("--name", help="of the entry and its file, for one checkpoint (default: the checkpoint's)")
     add(
         "--manifest",
         type=Path,
         metavar="JSON",
-        help="add the entry to this one instead of writing weights_manifest.json in --out",
+        help="add the entries to this one instead of writing weights_manifest.json in --out",
     )
     add("--half", action="store_true", help="store convolutions and matrices as float16")
     return parser
@@ -51,22 +67,22 @@ def _names(text: str) -> list[str]:
 
 
 def import_command(arguments: argparse.Namespace) -> int:
-    """Write the file and the entry, and say what came out."""
-    from sartorius_infer.ensemble.describe import assumptions
-    from sartorius_infer.ensemble.importing import import_checkpoint
+    """Write the files and the entries, and say what came out."""
+    from sartorius_infer.ensemble.describe import assumed
+    from sartorius_infer.ensemble.importing import import_checkpoint, import_checkpoints
 
-    done = import_checkpoint(
-        arguments.checkpoint,
-        arguments.out,
-        config=arguments.config,
-        classes=arguments.classes,
-        name=arguments.name,
-        manifest=arguments.manifest,
-        half=arguments.half,
-    )
-    if done.spec.detectron2 is None:
-        print(assumptions(done.spec), file=sys.stderr)
-    print(f"classes   {', '.join(done.spec.classes or ())}")
-    print(f"bytes     {done.bytes_before:,} -> {done.bytes_after:,}")
-    print(f"written   {done.weights}\n          {done.manifest}")
+    files = [*arguments.files, *([arguments.checkpoint] if arguments.checkpoint else [])]
+    shared = {"classes": arguments.classes, "manifest": arguments.manifest, "half": arguments.half}
+    if len(files) == 1:
+        own = {"config": arguments.config, "name": arguments.name}
+        imported = [import_checkpoint(files[0], arguments.out, **own, **shared)]
+    else:
+        imported = import_checkpoints(files, arguments.out, **shared)
+    for done in imported:
+        if open_still := assumed(done.spec):
+            print(open_still, file=sys.stderr)
+        print(f"classes   {', '.join(done.spec.classes or ())}")
+        print(f"bytes     {done.bytes_before:,} -> {done.bytes_after:,}")
+        print(f"written   {done.weights}")
+    print(f"          {imported[0].manifest}")
     return OK

@@ -20,7 +20,8 @@ def models_parser() -> argparse.ArgumentParser:
 def models_command(arguments: argparse.Namespace) -> int:
     """Print the report."""
     from sartorius_infer.ensemble.describe import describe_weights
+    from sartorius_infer.ensemble.weights import find_weights
 
     load_plugins(arguments)
-    print(describe_weights(arguments.weights))
+    print(describe_weights(find_weights(arguments.weights)))
     return OK

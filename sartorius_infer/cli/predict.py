@@ -174,9 +174,7 @@ def predict_command(arguments: argparse.Namespace) -> int:
         options = _options(arguments, ensemble)
         plan = runs.Plan(arguments.resume, rank, barrier, arguments.time_limit, start)
         if arguments.resume or rank.agent:
-            about = runs.about_weights(
-                arguments.weights, arguments.plugin, arguments.precision, arguments.format
-            )
+            about = runs.about_weights(ensemble, arguments.plugin, arguments.precision, arguments.format)
             journal = runs.open_journal(ensemble, jobs, arguments.out, about, plan, options)
             with _progress(runs.images_left(jobs, options, journal, rank), rank) as advance:
                 summary = runs.run_with_journal(ensemble, jobs, writer, options, journal, plan, advance)
@@ -240,21 +238,24 @@ def _inputs(arguments: argparse.Namespace) -> tuple[list[Path], Path | None]:
 
 def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
     """The networks on their device, with the command line's views and edge rule in place."""
-    from sartorius_infer.ensemble.describe import assumptions
+    from sartorius_infer.ensemble.describe import told_and_assumed
     from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve_precision
-    from sartorius_infer.ensemble.ensemble import find_weights, load_ensemble
+    from sartorius_infer.ensemble.loading import load
+    from sartorius_infer.ensemble.weights import find_weights
     from sartorius_infer.manifest.views import parse_views
 
     load_plugins(arguments)
     views = parse_views(arguments.views)
+    weights = find_weights(arguments.weights)
     device = resolve_device(arguments.device, rank.local if rank.count > 1 else None)
     keep_memory(device)
-    ensemble = load_ensemble(arguments.weights, device, resolve_precision(arguments.precision, device))
+    ensemble = load(weights, device, resolve_precision(arguments.precision, device))
     if arguments.precision == "fp32-fast":
         ensemble.quicken()
-    if rank.is_first and not isinstance(find_weights(arguments.weights), Path):
+    if rank.is_first and weights.is_bare:
         for spec in ensemble.manifest.models:
-            print(assumptions(spec), file=sys.stderr)
+            if said := told_and_assumed(spec):
+                print(said, file=sys.stderr)
     return ensemble.with_overrides(views=views, edge=arguments.edge)
 
 

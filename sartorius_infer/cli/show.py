@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sartorius_infer.cli.options import OK, add_weights
-from sartorius_infer.errors import ManifestError, PredictionError, SartoriusError, SubmissionError, TruthError
+from sartorius_infer.errors import PredictionError, SartoriusError, SubmissionError, TruthError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -150,13 +150,9 @@ def _saved(arguments: argparse.Namespace) -> tuple[Manifest, list[Prediction]]:
 
 
 def _manifest(arguments: argparse.Namespace) -> Manifest:
-    from sartorius_infer.ensemble.ensemble import find_weights
-    from sartorius_infer.manifest.manifest import load_manifest
+    from sartorius_infer.ensemble.weights import find_weights
 
-    found = find_weights(arguments.weights)
-    if not isinstance(found, Path):
-        raise ManifestError("expected --weights to be a manifest, found checkpoints")
-    return load_manifest(found).manifest
+    return find_weights(arguments.weights).require_plan().manifest
 
 
 def _compare(arguments: argparse.Namespace, files: dict[str, ImageFile], looks: Looks) -> None:

@@ -115,14 +115,10 @@ def _require_place(out: Path) -> None:
 
 def _load_predictions(arguments: argparse.Namespace) -> tuple[Manifest, list[tuple[Prediction, ...]]]:
     """The manifest, and for each image what was saved: of the ensemble, or of each member."""
-    from sartorius_infer.ensemble.ensemble import find_weights
-    from sartorius_infer.manifest.manifest import load_manifest
+    from sartorius_infer.ensemble.weights import find_weights
     from sartorius_infer.output.predictions import load_members, match_folders, require_classes
 
-    found = find_weights(arguments.weights)
-    if not isinstance(found, Path):
-        raise ManifestError("expected --weights to be a manifest beside --predictions, found checkpoints")
-    manifest = load_manifest(found).manifest
+    manifest = find_weights(arguments.weights).require_plan().manifest
     folders = arguments.predictions
     if len(folders) > 1:
         names = [model.name for model in manifest.models]
@@ -138,15 +134,12 @@ def _load_predictions(arguments: argparse.Namespace) -> tuple[Manifest, list[tup
 
 def _networks(arguments: argparse.Namespace) -> tuple[Ensemble, tuple[ImageFile, ...]]:
     """The ensemble, and the images that it will see."""
-    from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve_precision
-    from sartorius_infer.ensemble.ensemble import load_ensemble
+    from sartorius_infer.ensemble.loading import load_ensemble
     from sartorius_infer.images.find import find_images
 
     load_plugins(arguments)
     files = find_images(arguments.images)
-    device = resolve_device(arguments.device)
-    keep_memory(device)
-    return load_ensemble(arguments.weights, device, resolve_precision("auto", device)), files
+    return load_ensemble(arguments.weights, arguments.device), files
 
 
 def _look(ensemble: Ensemble, files: Sequence[ImageFile]) -> Iterator[tuple[Prediction, ...]]:
@@ -166,10 +159,9 @@ def _look(ensemble: Ensemble, files: Sequence[ImageFile]) -> Iterator[tuple[Pred
 
 def _folder(weights: Sequence[Path]) -> Path:
     """The folder that the files of a manifest are relative to; bare checkpoints name theirs themselves."""
-    from sartorius_infer.ensemble.ensemble import find_weights
+    from sartorius_infer.ensemble.weights import find_weights
 
-    found = find_weights(weights)
-    return found.parent if isinstance(found, Path) else Path()
+    return find_weights(weights).folder
 
 
 def _relocate(content: dict[str, Any], folder: Path, out: Path) -> None:

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
 
-from sartorius_infer.checkpoints.reading import read_checkpoint
-from sartorius_infer.checkpoints.storage import pack
+from sartorius_infer.checkpoints.storage import Store, pack
 from sartorius_infer.competition import default_classes, default_rules
-from sartorius_infer.ensemble.ensemble import bare_spec, load_network
+from sartorius_infer.ensemble.loading import Opened, open_bare
 from sartorius_infer.errors import CheckpointError, ManifestError
-from sartorius_infer.files import atomic_file, bytes_sha256, file_sha256
+from sartorius_infer.files import Paths, as_paths, atomic_file, bytes_sha256, file_sha256
 from sartorius_infer.manifest.manifest import MANIFEST_NAME, Manifest, ModelSpec, load_manifest
-from sartorius_infer.networks import architecture_of
-from sartorius_infer.networks.detectron2.rcnn import build_detectron2, canonical_state
-from sartorius_infer.networks.torchvision.keys import canonical_keys
-from sartorius_infer.networks.torchvision.rcnn import build_network, resolve_parts
-
-_BUILDS = (build_network, build_detectron2)
-_UNTOLD = {"body_norm", "anchors", "box_pool", "mask_pool", "detection"}
-"""Parts of a torchvision network with settings that its keys do not tell; `rpn` is another."""
 
 _SHORT_LIST = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s+\]")
 
@@ -44,13 +35,13 @@ class Imported:
 
 
 def import_checkpoint(
-    checkpoint: Path,
-    out: Path,
+    checkpoint: str | Path,
+    out: str | Path,
     *,
-    config: Path | None = None,
+    config: str | Path | None = None,
     classes: Sequence[str] | None = None,
     name: str | None = None,
-    manifest: Path | None = None,
+    manifest: str | Path | None = None,
     half: bool = False,
 ) -> Imported:
     """Write `<out>/<name>.safetensors` and its manifest entry, or nothing at all.
@@ -60,49 +51,73 @@ def import_checkpoint(
     None takes the competition's for three. `half` stores convolutions and matrices as float16. Raises
     CheckpointError and ManifestError; files that exist are never written over.
     """
-    name = name or checkpoint.stem
-    if Path(name).name != name:
-        raise CheckpointError(f"{name}: expected a name without folders")
-    weights, listing = out / f"{name}.safetensors", manifest or out / MANIFEST_NAME
-    _require_free(weights, listing, manifest is not None)
-    read = read_checkpoint(checkpoint)
-    spec = bare_spec(checkpoint, name, read.state, config)
-    if architecture_of(spec.architecture, read.state, spec.file).build not in _BUILDS:
-        raise CheckpointError(f"{checkpoint}: expected a torchvision or Detectron2 checkpoint, found another")
-    network = load_network(spec, read.state, torch.device("cpu"), torch.float32)
-    content = save(
-        pack(lean_state(spec, read.state, network), "float16" if half else "float32", str(checkpoint))
-    )
-    entry = {
-        "name": name,
-        "file": weights.resolve().relative_to(listing.parent.resolve()).as_posix(),
-        "sha256": bytes_sha256(content),
-        "bytes": len(content),
-        "format": "safetensors",
-        "classes": list(classes or default_classes(network.class_count)),
-        **_settings(spec, read.state, checkpoint),
-    }
-    if len(entry["classes"]) != network.class_count:
-        raise ManifestError(
-            f"{checkpoint}: expected {network.class_count} class names, as the checkpoint has, found "
-            f"{len(entry['classes'])}: {', '.join(entry['classes'])}"
-        )
-    text = _listing(listing, entry, manifest is not None)
-    _write_both(weights, content, listing, text)
-    written = next(s for s in load_manifest(listing).manifest.models if s.name == name)
-    return Imported(weights, listing, written, checkpoint.stat().st_size, len(content))
+    path = Path(checkpoint)
+    settings = _Settings(None if config is None else Path(config), classes, half)
+    (done,) = _import([(path, name or path.stem)], Path(out), manifest, settings)
+    return done
 
 
-def _write_both(weights: Path, content: bytes, listing: Path, text: str) -> None:
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(weights, "wb") as file:
-        file.write(content)
+def import_checkpoints(
+    checkpoints: Paths,
+    out: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    manifest: str | Path | None = None,
+    half: bool = False,
+) -> list[Imported]:
+    """`import_checkpoint` for each of several, into one manifest, under the names of their files.
+
+    All of them are written, or none. Raises CheckpointError where two are called alike.
+    """
+    files = as_paths(checkpoints, "checkpoints")
+    return _import([(path, path.stem) for path in files], Path(out), manifest, _Settings(None, classes, half))
+
+
+class _Settings(NamedTuple):
+    """What holds for all checkpoints of one import."""
+
+    config: Path | None
+    classes: Sequence[str] | None
+    half: bool
+
+
+def _import(
+    named: Sequence[tuple[Path, str]], out: Path, manifest: str | Path | None, settings: _Settings
+) -> list[Imported]:
+    listing = out / MANIFEST_NAME if manifest is None else Path(manifest)
+    targets = [out / f"{name}.safetensors" for _, name in named]
+    for (checkpoint, name), weights in zip(named, targets, strict=True):
+        if Path(name).name != name:
+            raise CheckpointError(f"{name}: expected a name without folders")
+        if targets.count(weights) > 1:
+            raise CheckpointError(f"{checkpoint}: expected names that differ, found {name!r} twice")
+        _require_free(weights, listing, manifest is not None)
+    entries, written = [], []
+    is_new = not out.exists()
     try:
+        for (checkpoint, name), weights in zip(named, targets, strict=True):
+            content, entry = _converted(open_bare(checkpoint, name, settings.config), settings)
+            entry["file"] = weights.resolve().relative_to(listing.parent.resolve()).as_posix()
+            entries.append(entry)
+            text = _listing(listing, entries, manifest is not None)
+            out.mkdir(parents=True, exist_ok=True)
+            with atomic_file(weights, "wb") as file:
+                file.write(content)
+            written.append(weights)
         with atomic_file(listing, "w") as lines:
             lines.write(text)
     except BaseException:
-        weights.unlink()
+        for weights in written:
+            weights.unlink()
+        if is_new:
+            with suppress(OSError):
+                out.rmdir()
         raise
+    specs = {spec.name: spec for spec in load_manifest(listing).manifest.models}
+    return [
+        Imported(weights, listing, specs[name], path.stat().st_size, weights.stat().st_size)
+        for (path, name), weights in zip(named, targets, strict=True)
+    ]
 
 
 def _require_free(weights: Path, listing: Path, add: bool) -> None:
@@ -116,49 +131,56 @@ def _require_free(weights: Path, listing: Path, add: bool) -> None:
         raise ManifestError(f"{listing}: expected --out inside its folder, found {weights.parent}")
 
 
-def lean_state(spec: ModelSpec, state: Mapping[str, Tensor], network: Any) -> dict[str, Tensor]:
-    """The network's own tensors in a checkpoint, without leftovers, under the keys it is built from."""
-    parts = spec.detectron2
-    canonical = canonical_keys(state) if parts is None else canonical_state(state, parts)
-    own = network.model.state_dict()
-    return {key: tensor for key, tensor in canonical.items() if key in own}
-
-
-def _settings(spec: ModelSpec, state: Mapping[str, Tensor], checkpoint: Path) -> dict[str, Any]:
-    """The JSON of everything that the weights do not tell."""
-    if spec.detectron2 is not None:
-        settings = {"detectron2": spec.detectron2.model_dump(mode="json")}
-    else:
-        parts, _ = resolve_parts(spec, canonical_keys(state))
-        kept = parts.model_dump(mode="json", include=_UNTOLD, exclude_none=True)
-        kept["rpn"] = parts.rpn.model_dump(mode="json", exclude={"conv_depth"})
-        settings = {"network": kept}
-    preprocessing = spec.preprocessing.model_dump(mode="json", exclude_none=True)
-    if spec.preprocessing.resize is None:
-        preprocessing["resize"] = None  # left out it would mean the default
-    source = f"imported from {checkpoint.name}, sha256 {file_sha256(checkpoint)}"
-    return {
-        "architecture": spec.architecture or "torchvision_rcnn",
-        "preprocessing": preprocessing,
-        **settings,
+def _converted(opened: Opened, settings: _Settings) -> tuple[bytes, dict[str, Any]]:
+    """A checkpoint as safetensors, and its entry's JSON but for where it lies."""
+    path, spec, state, family = opened.path, opened.spec, opened.checkpoint.state, opened.family
+    if not family.settings:
+        raise CheckpointError(f"{path}: expected a network that comes with the kit, found a plugin's")
+    network = opened.build(torch.device("cpu"), torch.float32)
+    store: Store = "float16" if settings.half else "float32"
+    content = save(pack(family.lean(spec, state, network), store, str(path)))
+    classes = list(settings.classes or default_classes(network.class_count))
+    if len(classes) != network.class_count:
+        raise ManifestError(
+            f"{path}: expected {network.class_count} class names, as the checkpoint has, found "
+            f"{len(classes)}: {', '.join(classes)}"
+        )
+    source = f"imported from {path.name}, sha256 {file_sha256(path)}"
+    return content, {
+        "name": spec.name,
+        "file": "",
+        "sha256": bytes_sha256(content),
+        "bytes": len(content),
+        "format": "safetensors",
+        "classes": classes,
+        "architecture": spec.architecture,
+        "preprocessing": _preprocessing(spec),
+        **family.entry(spec, state),
         "provenance": f"{source}; {spec.provenance}" if spec.provenance else source,
     }
 
 
-def _listing(path: Path, entry: dict[str, Any], add: bool) -> str:
+def _preprocessing(spec: ModelSpec) -> dict[str, Any]:
+    said = spec.preprocessing.model_dump(mode="json", exclude_none=True)
+    if spec.preprocessing.resize is None:
+        said["resize"] = None  # left out it would mean the default
+    return said
+
+
+def _listing(path: Path, entries: Sequence[dict[str, Any]], add: bool) -> str:
     """The manifest's new text, checked."""
     if add:
         load_manifest(path)
         content = json.loads(path.read_text(encoding="utf-8"))
-        content["models"].append(entry)
+        content["models"] += entries
     else:
-        rules = default_rules(entry["classes"])
+        classes = entries[0]["classes"]
         content = {
             "version": 1,
-            "classes": entry["classes"],
-            "models": [entry],
+            "classes": classes,
+            "models": list(entries),
             "views": ["identity"],
-            "rules": rules.model_dump(mode="json", exclude_none=True),
+            "rules": default_rules(classes).model_dump(mode="json", exclude_none=True),
         }
     text = json.dumps(content, indent=2, ensure_ascii=False)
     try:

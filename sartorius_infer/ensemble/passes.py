@@ -6,15 +6,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from sartorius_infer.ensemble.ensemble import Ensemble, Member
 from sartorius_infer.ensemble.fuse import Boxes, Fused, fuse
+from sartorius_infer.ensemble.member import Member
 from sartorius_infer.errors import PredictionError
+from sartorius_infer.manifest.manifest import Manifest
 from sartorius_infer.manifest.views import View, parse_view
 from sartorius_infer.networks import Features
 from sartorius_infer.networks.base import require_finite
@@ -25,6 +27,23 @@ Select = Callable[[Float32, Int64], Bool]
 
 OnLook = Callable[[str, str, float], None]
 """Told a network's name, a view and the seconds that it took to find boxes there."""
+
+
+class Voters(Protocol):
+    """Who votes, and how: an ensemble, as far as the passes are concerned."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Classes, views and fusion."""
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The networks, all on one device."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+
 
 FEATURE_BYTES = 2 << 30
 """Feature maps kept between the passes; beyond it the body runs a second time, memory before speed."""
@@ -62,7 +81,7 @@ class _FeatureStore:
 
 @torch.inference_mode()
 def predict(
-    ensemble: Ensemble,
+    ensemble: Voters,
     images: Sequence[CellImage],
     select: Select | None = None,
     roi_chunk: int | None = None,
@@ -97,7 +116,7 @@ def predict(
     fused = []
     for row, size_hw in enumerate(hws):
         members = [look_boxes[row] for look_boxes in boxes]
-        found = fuse(members, size_hw, len(ensemble.classes), ensemble.manifest.fusion)
+        found = fuse(members, size_hw, len(ensemble.manifest.classes), ensemble.manifest.fusion)
         fused.append(found if select is None else found[select(found.scores, found.labels)])
     masks = _mask_pass(looks, store, fused, hws, roi_chunk or max(1, sum(map(len, fused))))
     return [

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sartorius_infer.errors import ImageError
+from sartorius_infer.files import Paths, as_paths
 
 EXTENSIONS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 
@@ -21,15 +22,15 @@ class ImageFile:
     path: Path
 
 
-def find_images(sources: Sequence[Path]) -> tuple[ImageFile, ...]:
-    """The images that `sources`, files and folders, hold, in the order given.
+def find_images(sources: Paths) -> tuple[ImageFile, ...]:
+    """The images that `sources`, a file, a folder or several, hold, in the order given.
 
     Of a folder (not of its sub-folders) all files with one of `EXTENSIONS` in any letter case, by
     id; hidden files are skipped. Contents are not looked at.
     Raises ImageError if a source is missing, holds no image or is not one, or if two share an id.
     """
     found: dict[str, ImageFile] = {}
-    for source in sources:
+    for source in as_paths(sources, "images"):
         with naming(source):
             files = _in_folder(source) if source.is_dir() else [_by_name(source)]
         for file in files:

@@ -1,22 +1,25 @@
-"""Find images and read them; what a file that cannot be used becomes."""
+"""Reading images: files by their content, and arrays that somebody has read already."""
 
 from __future__ import annotations
 
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sartorius_infer.images.find import (
-    ImageFile,
-    naming,
-)
+from sartorius_infer.errors import ImageError
+from sartorius_infer.files import as_path
+from sartorius_infer.images.find import ImageFile, naming
 from sartorius_infer.images.formats import header
 from sartorius_infer.types import CellImage, UInt8
 
+AnyImage = str | Path | ImageFile | CellImage | NDArray[Any]
+"""What counts as one image, wherever people hand one over."""
 
-def read_image(file: ImageFile) -> CellImage:
+
+def read_image(file: str | Path | ImageFile) -> CellImage:
     """The pixels of a PNG, TIFF, JPEG or BMP file, which its content tells apart, not its name.
 
     Gray stays gray; palettes become RGB, alpha is dropped, and RGB with three equal channels
@@ -29,9 +32,11 @@ def read_image(file: ImageFile) -> CellImage:
     where its maximum needs more than 14 bits.
 
     Raises ImageError if the file cannot be read or is damaged, truncated or larger than
-    `image_formats.MAX_PIXELS`, or if its samples are signed, floats or wider than 16 bits, or if it
+    `formats.MAX_PIXELS`, or if its samples are signed, floats or wider than 16 bits, or if it
     holds several pages.
     """
+    if not isinstance(file, ImageFile):
+        file = ImageFile(as_path(file, "image").stem, Path(file))
     with naming(file.path):
         data = file.path.read_bytes()
         form, _ = header(BytesIO(data))
@@ -48,6 +53,41 @@ def image_size(file: ImageFile) -> tuple[int, int]:
     """
     with naming(file.path), file.path.open("rb") as stream:
         return header(stream)[1]
+
+
+def as_image(image: AnyImage) -> CellImage:
+    """An image as the networks take it, from a file or from an array.
+
+    An array is (H, W) gray, (H, W, 3) RGB or (H, W, 4) RGBA, whose alpha is dropped; uint8, uint16, which
+    counts as `read_image` says, or fractions in [0, 1]. Its id is "image". Raises ImageError for another
+    shape or type, or values outside; TypeError for what is no image.
+    """
+    if isinstance(image, CellImage):
+        return image
+    if isinstance(image, str | Path | ImageFile):
+        return read_image(image)
+    if not isinstance(image, np.ndarray):
+        raise TypeError(
+            "image: expected a path, an array (H, W), (H, W, 3) or (H, W, 4), or a list of them, found "
+            f"{type(image).__name__}"
+        )
+    shaped = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))
+    if not shaped or image.size == 0:
+        raise ImageError(f"image: expected an array (H, W), (H, W, 3) or (H, W, 4), found {image.shape}")
+    pixels = image[..., :3] if image.ndim == 3 else image
+    return CellImage("image", _to_eight_bits(_whole(pixels)))
+
+
+def _whole(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Uint8 or uint16 of an array's pixels."""
+    if pixels.dtype.kind == "f":
+        low, high = float(pixels.min()), float(pixels.max())
+        if not 0 <= low <= high <= 1:
+            raise ImageError(f"image: expected fractions in [0, 1], found {low:g} to {high:g}")
+        return np.floor(pixels * 255 + 0.5).astype(np.uint8)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"image: expected uint8, uint16 or fractions in [0, 1], found {pixels.dtype}")
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
 def _to_eight_bits(pixels: NDArray[Any]) -> UInt8:

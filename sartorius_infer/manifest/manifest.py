@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from sartorius_infer.errors import ManifestError
-from sartorius_infer.files import file_sha256
 from sartorius_infer.manifest.detectron2 import Detectron2Parts
 from sartorius_infer.manifest.preprocessing import Preprocessing
 from sartorius_infer.manifest.rules import Rules
@@ -38,7 +37,7 @@ class ModelSpec(Settings):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     bytes: Count | None = None
     format: Literal["safetensors", "torch", "pickle"] | None = Field(
-        None, description="null: by the file's suffix"
+        None, description="null: by the file's content"
     )
     architecture: str | None = Field(
         None,
@@ -219,24 +218,6 @@ def _require_inside(manifest: Path, where: str, file: str) -> None:
         )
     if missing:
         raise ManifestError(f"{manifest}: {where}: expected a file, found none at {target}")
-
-
-def verify_files(plan: Plan) -> None:
-    """Compare sizes, checksums and formats of every checkpoint with the manifest; raise ManifestError."""
-    for index, spec in enumerate(plan.manifest.models):
-        path, where = plan.path(spec), f"$.models[{index}]"
-        size = path.stat().st_size
-        if spec.bytes is not None and size != spec.bytes:
-            raise ManifestError(f"{path}: {where}.bytes: expected {spec.bytes} bytes, found {size}")
-        if spec.format is not None and spec.format != file_format(path):
-            raise ManifestError(f"{path}: {where}.format: expected {spec.format}, found {path.suffix}")
-        if spec.sha256 is not None and (found := file_sha256(path)) != spec.sha256:
-            raise ManifestError(f"{path}: {where}.sha256: expected {spec.sha256}, found {found}")
-
-
-def file_format(path: Path) -> Literal["safetensors", "torch", "pickle"]:
-    """The format of a checkpoint by its suffix."""
-    return {".safetensors": "safetensors", ".pkl": "pickle"}.get(path.suffix.lower(), "torch")  # type: ignore[return-value]
 
 
 def json_schema() -> dict[str, Any]:

@@ -33,6 +33,9 @@ class ClassRule(Settings):
     )
 
 
+EdgeMode = Literal["rule", "keep", "drop"]
+
+
 class EdgeRule(Settings):
     """What becomes of cells with a pixel within `margin` pixels of the image border.
 
@@ -40,7 +43,7 @@ class EdgeRule(Settings):
     `drop` removes them all. A margin of 0 means a pixel on the border itself.
     """
 
-    mode: Literal["rule", "keep", "drop"] = "rule"
+    mode: EdgeMode = "rule"
     margin: Pixels = 0
 
 

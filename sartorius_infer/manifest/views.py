@@ -8,6 +8,7 @@ work at a multiple of its usual input size, whose boxes come back in image pixel
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -97,14 +98,25 @@ def parse_view(text: str) -> View:
     return View(*_SYMMETRIES[found[1]], scale)
 
 
+def require_views(names: Sequence[str]) -> None:
+    """Raise ManifestError unless each name is a view's, no view is there twice, and there is one."""
+    if isinstance(names, str) or not names:
+        raise ManifestError(f"views: expected a list of one or more names, found {names!r}")
+    seen: list[View] = []
+    for name in names:
+        view = parse_view(name)
+        if view in seen:
+            raise ManifestError(f"view {name!r}: expected each view once, found it again")
+        seen.append(view)
+
+
 def parse_views(text: str | None) -> list[str] | None:
     """The names in a list such as `identity, hflip`; None where none is given.
 
-    Raises ManifestError as `parse_view` does.
+    Raises ManifestError as `require_views` does.
     """
     if not text:
         return None
     names = [name.strip() for name in text.split(",")]
-    for name in names:
-        parse_view(name)
+    require_views(names)
     return names

@@ -1,19 +1,16 @@
-"""What a network is to the ensemble: four steps, and a registry by architecture name."""
+"""What a network is to the ensemble: four steps, and what flows between them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sartorius_infer.errors import CheckpointError, PredictionError
+from sartorius_infer.errors import PredictionError
 from sartorius_infer.manifest.views import IDENTITY, View
-
-if TYPE_CHECKING:
-    from sartorius_infer.manifest.manifest import ModelSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +48,13 @@ class Network(Protocol):
 
     `class_count` is the number of foreground classes; labels run from 1 to it. The steps are called
     in this order on images of one size, the last as often as needed, under `torch.inference_mode()`.
+    A `torch.nn.Module` has its `to` already.
     """
 
     class_count: int
+
+    def to(self, device: torch.device) -> Network:
+        """The network on a device."""
 
     def features(self, images: Sequence[Tensor], view: View = IDENTITY) -> Features:
         """Feature maps of images, uint8 (1 or 3, H, W) on the network's device, already seen through `view`.
@@ -84,54 +85,3 @@ def require_finite(what: str, *tensors: Tensor) -> None:
         if not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise PredictionError(f"{what}: expected finite values, found {bad} NaN or infinite ones")
-
-
-Build = Callable[["ModelSpec", dict[str, Tensor], torch.dtype], Network]
-Recognise = Callable[[Mapping[str, Tensor]], bool]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A registered way to build networks."""
-
-    name: str
-    build: Build
-    recognise: Recognise
-
-
-_REGISTRY: dict[str, Architecture] = {}
-
-
-def register_network(name: str, build: Build, recognise: Recognise = lambda state: False) -> None:
-    """Make an architecture available under `name`.
-
-    `build(spec, state, precision)` gets the manifest entry, the checkpoint's tensors by key, without
-    wrappers and prefixes, and the dtype to compute in (torch.float32, float16 or bfloat16), and
-    returns a `Network` on the CPU; if it is a `torch.nn.Module` it is moved to the device for it,
-    else it needs a `to(device)` method that returns it there. `recognise(state)` says whether a bare
-    checkpoint is of this kind; later registrations are asked first. A plugin file calls this when it
-    is loaded by `--plugin`; `Network`, which tells the four steps, `Features` and `Detections` are in
-    `sartorius_infer.networks`.
-    """
-    if name in _REGISTRY:
-        raise CheckpointError(f"architecture {name!r} is registered twice")
-    _REGISTRY[name] = Architecture(name, build, recognise)
-
-
-def architecture_of(name: str | None, state: Mapping[str, Tensor], file: str) -> Architecture:
-    """The architecture called `name`, or with None the one that recognises `state`."""
-    if name is not None:
-        if name in _REGISTRY:
-            return _REGISTRY[name]
-        raise CheckpointError(
-            f"{file}: expected an architecture of {', '.join(sorted(_REGISTRY))}, found {name!r}; "
-            "a network of your own is registered by --plugin FILE.py"
-        )
-    for candidate in reversed(_REGISTRY.values()):
-        if candidate.recognise(state):
-            return candidate
-    some = ", ".join(sorted(state)[:4])
-    raise CheckpointError(
-        f"{file}: no known Mask R-CNN: expected keys of backbone, rpn and roi_heads, found {some}, ...; "
-        "register the network by --plugin FILE.py and name it as `architecture` in a manifest"
-    )

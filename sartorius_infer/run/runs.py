@@ -11,7 +11,8 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sartorius_infer.ensemble.ensemble import Ensemble, weights_sha256
+from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.ensemble.loading import weights_sha256
 from sartorius_infer.errors import JournalError
 from sartorius_infer.output.submission import ResultWriter
 from sartorius_infer.run.budget import Budget
@@ -139,12 +140,10 @@ def open_journal(ensemble: Ensemble, jobs: Sequence[Job], out: Path, about: dict
     return journal
 
 
-def about_weights(
-    weights: Sequence[Path], plugins: Sequence[Path], precision: str, format: str
-) -> dict[str, str]:
+def about_weights(ensemble: Ensemble, plugins: Sequence[Path], precision: str, format: str) -> dict[str, str]:
     """What else the results depend on, for `open_journal`."""
     return {
-        "weights": weights_sha256([*weights]),
+        "weights": weights_sha256(ensemble),
         "plugins": _sha256("".join(_sha256(p.read_text(encoding="utf-8")) for p in plugins)),
         "precision": precision,
         "format": format,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sartorius_infer.checkpoints.reading import read_checkpoint
 from sartorius_infer.checkpoints.storage import SCALE, Store, pack, unpack
-from sartorius_infer.ensemble.ensemble import load_ensemble
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import CheckpointError
 from sartorius_infer.images.find import find_images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,21 @@ from detectron2_runs import small_state as detectron2_state
 from small import manifest, saved, small, small_state
 
 from sartorius_infer.cli.main import main
-from sartorius_infer.ensemble.describe import SOURCES, assumptions, describe_weights
-from sartorius_infer.ensemble.ensemble import load_ensemble
+from sartorius_infer.ensemble.describe import describe_weights as describe
+from sartorius_infer.ensemble.describe import told_and_assumed
 from sartorius_infer.ensemble.importing import import_checkpoint
+from sartorius_infer.ensemble.loading import load_ensemble
+from sartorius_infer.ensemble.weights import find_weights
 from sartorius_infer.errors import CheckpointError, ManifestError
 from sartorius_infer.manifest.detectron2 import Detectron2Parts
 from sartorius_infer.manifest.manifest import ModelSpec
 from sartorius_infer.manifest.settings import flatten
-from sartorius_infer.networks import base
+from sartorius_infer.networks import registry
+from sartorius_infer.networks.torchvision.family import SOURCES
+
+
+def describe_weights(weights: Sequence[Path]) -> str:
+    return describe(find_weights(weights))
 
 
 def sections(report: str) -> dict[str, list[str]]:
@@ -136,8 +144,8 @@ def test_a_plugin_s_network_with_the_keys_of_a_mask_rcnn(
     def build(*arguments: Any) -> Any:
         return Own()
 
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
-    base.register_network("own", build)
+    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
+    registry.register_network("own", build)
     saved(tmp_path / "a.pth", small_state() | {"attention.w": torch.ones(2)})
     found = sections(describe_weights([manifest(tmp_path, {"architecture": "own"})]).split("\n\n")[1])
     assert found[""][-1] == "architecture  own (from a plugin)"
@@ -245,11 +253,13 @@ def test_a_detectron2_checkpoint_without_its_config_is_not_described(tmp_path: P
 
 def test_what_a_bare_detectron2_checkpoint_assumes_is_one_line(tmp_path: Path) -> None:
     ensemble = load_ensemble([write_run(tmp_path)], torch.device("cpu"))
-    (line,) = assumptions(ensemble.manifest.models[0]).splitlines()
+    (line,) = told_and_assumed(ensemble.manifest.models[0]).splitlines()
     assert line.startswith(f"{tmp_path / 'model_final.pth'}: Detectron2, settings of config.yaml and, for ")
 
 
 def test_assumptions_are_the_defaults() -> None:
-    (line,) = assumptions(ModelSpec(name="a", file="a.pth")).splitlines()
+    (line,) = told_and_assumed(
+        ModelSpec(name="a", file="a.pth", architecture="torchvision_rcnn")
+    ).splitlines()
     assert line.startswith("a.pth: assumed ImageNet normalisation, resize 800/1333, torchvision's anchors, ")
     assert "at most 100 detections an image" in line

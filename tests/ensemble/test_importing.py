@@ -23,12 +23,14 @@ from tiny import write_image
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
+from sartorius_infer.checkpoints.files import verify_files
 from sartorius_infer.ensemble import importing
-from sartorius_infer.ensemble.ensemble import Ensemble, load_ensemble
+from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.importing import import_checkpoint
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.errors import CheckpointError, ManifestError, SartoriusError
-from sartorius_infer.manifest.manifest import load_manifest, verify_files
-from sartorius_infer.networks import Network, base
+from sartorius_infer.manifest.manifest import load_manifest
+from sartorius_infer.networks import Network, registry
 from sartorius_infer.networks.detectron2.config import read_config
 from sartorius_infer.networks.detectron2.rcnn import Detectron2Network
 from sartorius_infer.networks.torchvision.rcnn import TorchvisionNetwork
@@ -521,7 +523,7 @@ def test_a_config_for_a_torchvision_checkpoint(tmp_path: Path) -> None:
     torch.save(torchvision_state(), tmp_path / "a.pth")
     config = write_config(tmp_path / "config.yaml")
     said = refused(tmp_path / "w", tmp_path / "a.pth", config=config)
-    assert said.endswith(f"a.pth: expected a Detectron2 checkpoint to go with {config}, found another")
+    assert said.endswith(f"a.pth: expected a checkpoint that goes with {config}, found another")
     assert import_checkpoint(tmp_path / "a.pth", tmp_path / "w").spec.detectron2 is None
 
 
@@ -553,12 +555,12 @@ class Own(torch.nn.Module):
 @pytest.mark.parametrize("named", [True, False])
 def test_a_plugin_s_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool) -> None:
     """Also one with the keys of a Mask R-CNN, which would come back as another network."""
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
-    base.register_network("own", lambda *arguments: Own(), lambda state: "attention.w" in state)  # type: ignore[arg-type,return-value]
+    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
+    registry.register_network("own", lambda *arguments: Own(), lambda state: "attention.w" in state)  # type: ignore[arg-type,return-value]
     state = {"attention.w": torch.ones(2)} | (torchvision_state() if named else {})
     torch.save(state, tmp_path / "a.pth")
     said = refused(tmp_path / "w", tmp_path / "a.pth")
-    assert said == f"{tmp_path / 'a.pth'}: expected a torchvision or Detectron2 checkpoint, found another"
+    assert said == f"{tmp_path / 'a.pth'}: expected a network that comes with the kit, found a plugin's"
 
 
 def test_other_networks_and_files(tmp_path: Path) -> None:

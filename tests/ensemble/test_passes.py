@@ -18,7 +18,8 @@ from scipy import ndimage
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from sartorius_infer.ensemble.ensemble import Ensemble, Member
+from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.ensemble.member import Member
 from sartorius_infer.ensemble.passes import image_tensor, predict
 from sartorius_infer.errors import PredictionError
 from sartorius_infer.manifest.manifest import Fusion, Manifest, ModelSpec

@@ -23,7 +23,7 @@ from kit.notebook import NOTEBOOK, write_kernel
 from kit.scoring import score
 from sartorius_infer.cells.instances import build_instances
 from sartorius_infer.cells.rle import encode_label_map
-from sartorius_infer.ensemble.ensemble import load_ensemble
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import TruthError
 from sartorius_infer.images.find import find_images

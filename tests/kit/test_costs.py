@@ -20,7 +20,7 @@ from kit.costs import (
     write_calibration,
 )
 from kit.errors import KitError
-from sartorius_infer.ensemble.ensemble import load_ensemble
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.errors import ImageError
 
 VIEWS = ("identity", "hflip", "vflip")

@@ -28,14 +28,14 @@ from kit.dataset import CONTENTS, KIND, LICENCES, METADATA, Built, Metadata, bui
 from kit.errors import KitError
 from kit.wheels import EPOCH, read_image
 from sartorius_infer.checkpoints.storage import SCALE, Store
-from sartorius_infer.ensemble.ensemble import load_ensemble
 from sartorius_infer.ensemble.importing import import_checkpoint
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import CheckpointError, ManifestError
 from sartorius_infer.files import file_sha256
 from sartorius_infer.images import images
 from sartorius_infer.manifest.manifest import MANIFEST_NAME, load_manifest
-from sartorius_infer.networks import base
+from sartorius_infer.networks import registry
 
 ABOUT = Metadata("someone/sartorius-kit", "A kit of cells", "other")
 ENSEMBLE_BOXES = "ensemble_boxes-1.0.9-py3-none-any.whl"
@@ -243,8 +243,8 @@ def test_a_plugins_network_is_refused(
         def to(self, device: torch.device) -> Own:
             return self
 
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
-    base.register_network("own", lambda spec, state, precision: Own(), lambda state: False)  # type: ignore[arg-type, return-value]
+    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
+    registry.register_network("own", lambda spec, state, precision: Own(), lambda state: False)  # type: ignore[arg-type, return-value]
     path = manifest.with_name("own.json")
     content = read_json(manifest)
     content["models"] = [{"name": "own", "file": "fold0.pth", "architecture": "own"}]

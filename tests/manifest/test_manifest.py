@@ -16,7 +16,7 @@ from places import ROOT
 
 from sartorius_infer.competition import default_classes, default_rules
 from sartorius_infer.errors import ManifestError
-from sartorius_infer.manifest.manifest import Plan, json_schema, load_manifest, verify_files
+from sartorius_infer.manifest.manifest import Plan, json_schema, load_manifest
 
 OWN = json.loads((ROOT / "weights_manifest.json").read_text())
 WEIGHTS = b"weights"
@@ -72,7 +72,7 @@ def test_the_least_manifest_has_the_documented_defaults(tmp_path: Path) -> None:
     assert plan.path(model) == tmp_path / "a.pth"
     assert (plan.manifest.views, plan.manifest.fusion.method, model.weight) == (("identity",), "wbf", 1.0)
     assert model.network_settings() == {}
-    verify_files(plan)
+    assert plan.path(plan.manifest.models[0]).is_file()
 
 
 def test_settings_hold_only_what_is_written(tmp_path: Path) -> None:
@@ -252,40 +252,13 @@ def test_a_path_too_long_for_any_file(guarded: Path) -> None:
 @pytest.mark.parametrize("file", ["a.pth", "./a.pth", "sub/b.pth", "in.pth"])
 def test_paths_inside(guarded: Path, file: str) -> None:
     plan = load_manifest(written(guarded, entry(file=file, sha256=SHA)))
-    verify_files(plan)
+    assert plan.path(plan.manifest.models[0]).is_file()
 
 
 def test_the_folder_itself_may_be_a_link(guarded: Path) -> None:
     written(guarded, entry(sha256=SHA))
     os.symlink(guarded, guarded.parent / "link")
-    verify_files(load_manifest(guarded.parent / "link" / "manifest.json"))
-
-
-CLAIMS = [
-    ({"bytes": 8}, "$.models[0].bytes: expected 8 bytes, found 7"),
-    ({"sha256": "0" * 64}, f"$.models[0].sha256: expected {'0' * 64}, found {SHA}"),
-    ({"format": "safetensors"}, "$.models[0].format: expected safetensors, found .pth"),
-]
-
-
-@pytest.mark.parametrize(("claim", "said"), CLAIMS)
-def test_a_file_unlike_its_entry(tmp_path: Path, claim: dict[str, Any], said: str) -> None:
-    with pytest.raises(ManifestError) as caught:
-        verify_files(load(tmp_path, entry(**claim)))
-    assert str(caught.value) == f"{tmp_path / 'a.pth'}: {said}"
-
-
-def test_the_last_of_several_files_is_checked_too(tmp_path: Path) -> None:
-    first = {"name": "a", "file": "a.pth", "sha256": SHA, "bytes": 7}
-    plan = load(tmp_path, content(models=[first, {**first, "name": "b", "bytes": 9}]))
-    with pytest.raises(ManifestError, match=r"\$\.models\[1\]\.bytes"):
-        verify_files(plan)
-
-
-def test_formats_follow_suffixes_in_any_case(tmp_path: Path) -> None:
-    (tmp_path / "A.SAFETENSORS").write_bytes(b"")
-    verify_files(load(tmp_path, entry(file="A.SAFETENSORS", format="safetensors")))
-    verify_files(load(tmp_path, entry(format="torch", sha256=SHA, bytes=7)))
+    load_manifest(guarded.parent / "link" / "manifest.json")
 
 
 def test_a_network_may_know_other_classes_too(tmp_path: Path) -> None:
@@ -296,7 +269,7 @@ def test_a_network_may_know_other_classes_too(tmp_path: Path) -> None:
 def test_the_repository_has_a_sound_manifest() -> None:
     plan = load_manifest(ROOT / "weights_manifest.json")
     assert all(model.sha256 and model.bytes and model.licence for model in plan.manifest.models)
-    verify_files(plan)
+    assert plan.path(plan.manifest.models[0]).is_file()
 
 
 def test_the_published_schema_is_the_code_s() -> None:

@@ -20,10 +20,11 @@ from torch import Tensor
 from sartorius_infer import register_network
 from sartorius_infer.cells.rle import decode_mask
 from sartorius_infer.cli.main import main
-from sartorius_infer.ensemble.ensemble import load_ensemble
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import CheckpointError, SartoriusError
-from sartorius_infer.networks import architecture_of, base
+from sartorius_infer.manifest.manifest import ModelSpec
+from sartorius_infer.networks import family_of
 from sartorius_infer.networks.plugins import load_plugin
 from sartorius_infer.types import Bool, CellImage, UInt8
 
@@ -98,9 +99,9 @@ register_network(
 
 
 @pytest.fixture(autouse=True)
-def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Plugins of one test are gone in the next."""
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
@@ -223,7 +224,7 @@ def test_a_plugin_that_fails(
     with pytest.raises(SartoriusError) as caught:
         load_plugin(path)
     assert str(caught.value).startswith(f"{path}: the plugin failed: {said}")
-    base._REGISTRY.pop("a", None)
+    registry._FAMILIES.pop("a", None)
     assert main(["models", "--plugin", str(path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
@@ -248,12 +249,12 @@ def test_plugins_of_one_name_in_two_folders(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         load_plugin(write(tmp_path / name, REGISTER.format(name=name), "my-plugin.v2.py"))
-    assert {"a", "b"} <= set(base._REGISTRY)
+    assert {"a", "b"} <= set(registry._FAMILIES)
 
 
 def test_later_registrations_are_asked_first() -> None:
     def build(*arguments: Any) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError("by its own build")
 
     def everything(state: Any) -> bool:
         return True
@@ -262,9 +263,10 @@ def test_later_registrations_are_asked_first() -> None:
     register_network("first", build, everything)
     register_network("second", build, everything)
     register_network("shy", build)
-    assert architecture_of(None, state, "a.pth").name == "second"
-    assert architecture_of("first", state, "a.pth").name == "first"
-    assert architecture_of("shy", state, "a.pth").build is build
+    assert family_of(None, state, "a.pth").names == ("second",)
+    assert family_of("first", state, "a.pth").names == ("first",)
+    with pytest.raises(NotImplementedError, match="by its own build"):
+        family_of("shy", state, "a.pth").build(ModelSpec(name="a", file="a.pth"), state, torch.float32)
 
 
 def test_a_name_is_registered_once() -> None:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from logged import run_here, seen, words_of, write_numbered, write_weights
 
 from sartorius_infer.cli.predict import _duration
-from sartorius_infer.ensemble.ensemble import Ensemble, Member
+from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.ensemble.member import Member
 from sartorius_infer.manifest.manifest import Manifest
 from sartorius_infer.output.submission import check_submission
 from sartorius_infer.run import runs

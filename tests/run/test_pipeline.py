@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sartorius_infer.cells.instances import build_instances
 from sartorius_infer.cells.rle import encode_label_map
-from sartorius_infer.ensemble.ensemble import Ensemble, load_ensemble
+from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import ImageError, PredictionError
 from sartorius_infer.images.find import find_images

@@ -41,10 +41,11 @@ from logged import (
 from tiny import write_image, write_tiny
 from torch.distributed import HashStore
 
-from sartorius_infer.ensemble.ensemble import Ensemble, load_ensemble
+from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.errors import JournalError
 from sartorius_infer.images.find import ImageFile, find_images
-from sartorius_infer.networks import base
+from sartorius_infer.networks import registry
 from sartorius_infer.networks.plugins import load_plugin
 from sartorius_infer.output.submission import SubmissionWriter
 from sartorius_infer.run import ranks, runs
@@ -422,7 +423,7 @@ def test_an_image_that_cannot_be_read_is_blank_with_a_journal_too(scene: Scene) 
 
 @pytest.fixture
 def ensemble(scene: Scene) -> Ensemble:
-    with mock.patch.object(base, "_REGISTRY", dict(base._REGISTRY)):
+    with mock.patch.object(registry, "_FAMILIES", dict(registry._FAMILIES)):
         load_plugin(PLUGIN)
         return load_ensemble([scene.weights], torch.device("cpu"))
 

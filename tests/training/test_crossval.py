@@ -12,7 +12,7 @@ import torch
 from training_factories import write_recipe, write_sartorius
 
 from sartorius_infer.cli import main as cli
-from sartorius_infer.ensemble.ensemble import load_ensemble
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.images.find import find_images
 from sartorius_infer.images.read import read_image

@@ -34,7 +34,7 @@ def test_every_recipe_exports_what_the_kit_reads_back(path: Path) -> None:
 @pytest.mark.parametrize("name", ["default", "default_short"])
 def test_default_recipes_are_the_network_of_the_default_checkpoint(name: str) -> None:
     from sartorius_infer.checkpoints.reading import read_checkpoint
-    from sartorius_infer.ensemble.ensemble import default_manifest
+    from sartorius_infer.ensemble.weights import default_manifest
     from sartorius_infer.manifest.manifest import load_manifest
 
     recipe = read_recipe(next(path for path in RECIPES if path.stem == name))

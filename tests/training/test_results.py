@@ -12,7 +12,7 @@ from training_factories import make_recipe, read_examples, write_sartorius
 
 from sartorius_infer.cells.instances import build_instances
 from sartorius_infer.cells.rle import split_label_map
-from sartorius_infer.ensemble.ensemble import load_ensemble
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.evaluate.metric import mean_ap, score_image
 from sartorius_infer.manifest.manifest import load_manifest

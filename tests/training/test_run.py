@@ -17,7 +17,7 @@ import torch
 from places import ROOT
 from training_factories import read_examples, write_recipe, write_sartorius
 
-from sartorius_infer.ensemble.ensemble import load_ensemble
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import SartoriusError
 from sartorius_infer.images.find import find_images

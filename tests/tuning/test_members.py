@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from tiny import tiny_model, write_tiny
 
-from sartorius_infer.ensemble.ensemble import load_ensemble
 from sartorius_infer.ensemble.fuse import Boxes, fuse
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.manifest.manifest import Fusion
 from sartorius_infer.tuning.members import combine, resample

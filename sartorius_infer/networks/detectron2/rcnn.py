@@ -198,14 +198,19 @@ def canonical_state(state: Mapping[str, Tensor], parts: Detectron2Parts) -> dict
     return kept
 
 
-def build_detectron2(spec: ModelSpec, state: dict[str, Tensor], precision: torch.dtype) -> Detectron2Network:
-    """The network of a manifest entry with the checkpoint's weights, on the CPU."""
+def parts_of(spec: ModelSpec) -> Detectron2Parts:
+    """The settings of a manifest entry; raises CheckpointError where it has none."""
     if spec.detectron2 is None:
         raise CheckpointError(
             f"{spec.file}: a Detectron2 checkpoint: expected its settings as `detectron2` in the manifest "
             "entry, found none; `sartorius_infer import --config config.yaml` writes them"
         )
-    parts, class_count = spec.detectron2, foreground_classes(state, spec.file)
+    return spec.detectron2
+
+
+def build_detectron2(spec: ModelSpec, state: dict[str, Tensor], precision: torch.dtype) -> Detectron2Network:
+    """The network of a manifest entry with the checkpoint's weights, on the CPU."""
+    parts, class_count = parts_of(spec), foreground_classes(state, spec.file)
     with skeleton():
         model = Detectron2Model(parts, class_count)
     load_state(model, canonical_state(state, parts), spec.file, "Likely the config of another checkpoint.")

@@ -17,12 +17,13 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
 from sartorius_infer.cli.main import main
-from sartorius_infer.ensemble.ensemble import Ensemble, load_ensemble, load_network
-from sartorius_infer.ensemble.importing import lean_state
+from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.ensemble.loading import build_network, load_ensemble
 from sartorius_infer.manifest.detectron2 import Detectron2Parts
 from sartorius_infer.manifest.manifest import ModelSpec
 from sartorius_infer.manifest.preprocessing import Preprocessing
 from sartorius_infer.manifest.torchvision import NetworkParts
+from sartorius_infer.networks import family_of
 from sartorius_infer.networks.cpu.arithmetic import StemPool, fold_norms, quicken, use_stem_pool, use_winograd
 from sartorius_infer.networks.detectron2.modules import Detectron2Model
 from sartorius_infer.networks.pyramid import PyramidNetwork
@@ -216,8 +217,9 @@ def test_a_loaded_network_still_has_its_checkpoints_tensors() -> None:
     """What `import` and the dataset write is read from it."""
     state = settled(made("resnet18", "norms everywhere")).state_dict()
     spec = ModelSpec(name="n", file="n.pth")
-    network = load_network(spec, dict(state), torch.device("cpu"), torch.float32)
-    assert lean_state(spec, state, network).keys() == state.keys()
+    family = family_of(None, state, spec.file)
+    network = build_network(spec, family, state, torch.device("cpu"), torch.float32)
+    assert family.lean(spec, state, network).keys() == state.keys()
 
 
 def test_the_command_takes_the_fast_way_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,8 +40,9 @@ from tiny import tiny_model
 from torch import Tensor
 
 from sartorius_infer.cells.paste import paste_cells
-from sartorius_infer.ensemble.ensemble import Ensemble, load_ensemble
+from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.fuse import Boxes, fuse
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import image_tensor, predict
 from sartorius_infer.errors import PredictionError
 from sartorius_infer.manifest.manifest import Fusion, ModelSpec

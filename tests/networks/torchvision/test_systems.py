@@ -61,7 +61,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from sartorius_infer.cells.instances import build_instances
 from sartorius_infer.cells.paste import paste_cells
 from sartorius_infer.cli.main import main
-from sartorius_infer.ensemble.ensemble import Ensemble, load_ensemble
+from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.manifest.rules import ClassRule, EdgeRule, Rules
 from sartorius_infer.output.predictions import load_prediction

@@ -1,4 +1,4 @@
-"""What `--weights` means: what is found, what a bare checkpoint needs, what does not fit and why."""
+"""Checkpoints become networks that vote: what a bare one needs, what does not fit and why."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ from small import manifest, saved, small, small_state
 from torch import Tensor
 from torchvision.models import resnet
 
-from sartorius_infer.ensemble import ensemble
-from sartorius_infer.ensemble.ensemble import Ensemble, default_manifest, find_weights, load_ensemble
+from sartorius_infer.ensemble import loading
+from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.ensemble.loading import load_ensemble
+from sartorius_infer.ensemble.member import make_member
 from sartorius_infer.errors import CheckpointError, ManifestError, SartoriusError
 from sartorius_infer.manifest.manifest import ModelSpec
-from sartorius_infer.networks import architecture_of
+from sartorius_infer.networks import family_of
 from sartorius_infer.networks.detectron2.rcnn import Detectron2Network
 from sartorius_infer.networks.torchvision.rcnn import TorchvisionNetwork
 
@@ -67,39 +69,11 @@ def same(one: State, other: State) -> bool:
 # What is found.
 
 
-def test_find_weights(tmp_path: Path) -> None:
-    a, b = saved(tmp_path / "both" / "a.pth", {}), saved(tmp_path / "both" / "B.PT", {})
-    (tmp_path / "both" / "notes.txt").touch()
-    (tmp_path / "both" / "deeper.pth").mkdir()
-    own = saved(tmp_path / "own" / "c.pth", {}).with_name("weights_manifest.json")
-    own.touch()
-    assert find_weights([a]) == (a,)
-    assert find_weights([a.parent]) == (b, a)
-    assert find_weights([own.parent]) == find_weights([own]) == own
-    assert find_weights([own.with_name("c.pth"), a.parent]) == (own.with_name("c.pth"), b, a)
-    assert find_weights([tmp_path / "absent.pth"]) == (tmp_path / "absent.pth",)
-    assert find_weights([tmp_path / "absent.json"]) == tmp_path / "absent.json"
-
-
-def test_weights_that_contradict_each_other(tmp_path: Path) -> None:
-    a, own = saved(tmp_path / "a.pth", {}), tmp_path / "m.json"
-    own.touch()
-    for weights in ([own, a], [a, own], [own, own], [own, tmp_path]):
-        with pytest.raises(ManifestError, match="expected one manifest, or checkpoints alone"):
-            find_weights(weights)
-
-
 def test_the_same_checkpoint_twice(tmp_path: Path) -> None:
     a = saved(tmp_path / "a.pth", {})
     (tmp_path / "link.pth").symlink_to("a.pth")
     for weights in ([a, a], [a, tmp_path / "." / "a.pth"], [tmp_path], [a, tmp_path / "link.pth"]):
         assert error(*weights) == f"{a}: expected each checkpoint once, found it twice"
-
-
-def test_a_folder_without_weights(tmp_path: Path) -> None:
-    (tmp_path / "readme.txt").touch()
-    expected = "expected weights_manifest.json or .pth, .pt, .safetensors, .pkl files, found none"
-    assert error(tmp_path) == f"{tmp_path}: {expected}"
 
 
 @pytest.mark.parametrize("name", ["absent", "absent.pth", "absent.safetensors"])
@@ -114,17 +88,10 @@ def test_no_manifest_there(tmp_path: Path) -> None:
 # The default.
 
 
-def test_the_source_tree_s_default() -> None:
-    assert default_manifest() == find_weights([]) == ROOT / "weights_manifest.json"
+def test_the_default_loads() -> None:
     loaded = load()
     assert loaded.classes == ("shsy5y", "astro", "cort")
     assert not any(p.requires_grad for m in loaded.members for p in m.network.parameters())  # type: ignore[attr-defined]
-
-
-def test_an_installation_without_a_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ensemble, "__file__", str(tmp_path / "sartorius_infer" / "ensemble" / "ensemble.py"))
-    with pytest.raises(ManifestError, match="name checkpoints by --weights"):
-        default_manifest()
 
 
 @pytest.mark.slow
@@ -309,7 +276,7 @@ def test_a_file_unlike_its_entry_is_found_before_any_network_is_loaded(
     good = entry_of(saved(tmp_path / "a.pth"))
     path = manifest(tmp_path, good, good | wrong)
     opened: list[Path] = []
-    monkeypatch.setattr(ensemble, "read_checkpoint", opened.append)
+    monkeypatch.setattr(loading, "read_checkpoint", opened.append)
     said = error(path, kind=ManifestError)
     assert said.startswith(f"{tmp_path / 'a.pth'}: $.models[1].{next(iter(wrong))}: expected ")
     assert not opened
@@ -330,7 +297,7 @@ def test_members_follow_the_manifest(tmp_path: Path) -> None:
 @given(own=st.permutations("wxyz"), theirs=st.lists(st.sampled_from("vwxyz"), min_size=1, unique=True))
 def test_labels_there_and_back(own: list[str], theirs: list[str]) -> None:
     network = type("Network", (), {"class_count": len(own)})()
-    member = ensemble._member(theirs, ModelSpec(name="a", file="a", classes=tuple(own)), network, CPU)
+    member = make_member(theirs, ModelSpec(name="a", file="a", classes=tuple(own)), network, CPU)
     there, back = member.to_manifest.tolist(), member.from_manifest.tolist()
     named = [0, *(theirs.index(name) + 1 if name in theirs else 0 for name in own)]
     assert there == named
@@ -370,7 +337,7 @@ def test_overrides_leave_the_ensemble_alone() -> None:
 def misfit(state: State) -> str:
     """Why no network is built from a state, in one line that names the file."""
     with pytest.raises(CheckpointError) as caught:
-        architecture_of(None, state, "a.pth").build(ModelSpec(name="a", file="a.pth"), state, torch.float32)
+        family_of(None, state, "a.pth").build(ModelSpec(name="a", file="a.pth"), state, torch.float32)
     message = str(caught.value)
     assert message.startswith("a.pth: ")
     assert "\n" not in message

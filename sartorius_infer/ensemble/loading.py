@@ -1,0 +1,167 @@
+"""Checkpoints become networks that vote: each file is read once, checked, completed and built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sartorius_infer.checkpoints.files import verify_files
+from sartorius_infer.checkpoints.reading import Checkpoint, read_checkpoint
+from sartorius_infer.competition import default_classes, default_rules
+from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve_precision
+from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.ensemble.member import make_member
+from sartorius_infer.ensemble.weights import Weights, find_weights
+from sartorius_infer.errors import CheckpointError, SartoriusError
+from sartorius_infer.files import Paths, bytes_sha256, file_sha256
+from sartorius_infer.manifest.manifest import Manifest, ModelSpec
+from sartorius_infer.manifest.rules import EdgeMode
+from sartorius_infer.networks import Family, Network, family_of
+from sartorius_infer.networks.pyramid import PyramidNetwork
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A checkpoint that was read, the entry that says what it is, and the family that can build it."""
+
+    path: Path
+    spec: ModelSpec
+    checkpoint: Checkpoint
+    family: Family
+
+    def build(self, device: torch.device, precision: torch.dtype) -> Network:
+        """Its network on a device; raises CheckpointError."""
+        return build_network(self.spec, self.family, self.checkpoint.state, device, precision)
+
+
+OnOpen = Callable[[Opened], None]
+
+
+def load_ensemble(
+    weights: Paths = (),
+    device: str | torch.device = "auto",
+    precision: str | torch.dtype = "auto",
+    *,
+    views: Sequence[str] | None = None,
+    edge: EdgeMode | None = None,
+) -> Ensemble:
+    """The ensemble of a manifest, of one or more checkpoints, or, with nothing, the one that is included.
+
+    weights    a path (str or Path) or several, as `--weights` takes them
+    device     "auto", "cpu", "cuda" or "cuda:N"; auto is a GPU that really runs, else the CPU
+    precision  "auto", "fp32", "fp32-fast", "fp16" or "bf16"; auto is fp16 on a GPU, fp32 on a CPU
+    views      test-time views instead of the manifest's, such as ["identity", "hflip"]
+    edge       "rule", "keep" or "drop" cells on the image border, instead of the manifest's rule
+
+    Every file's size and checksum is compared with the manifest before the first is loaded. Raises
+    ManifestError, CheckpointError and DeviceError, and TypeError for weights that are no paths.
+    """
+    found = find_weights(weights)
+    where = device if isinstance(device, torch.device) else resolve_device(device)
+    keep_memory(where)
+    dtype = precision if isinstance(precision, torch.dtype) else resolve_precision(precision, where)
+    ensemble = load(found, where, dtype)
+    if precision == "fp32-fast":
+        ensemble.quicken()
+    return ensemble.with_overrides(views=views, edge=edge)
+
+
+def load(
+    weights: Weights,
+    device: torch.device,
+    precision: torch.dtype = torch.float32,
+    on_open: OnOpen = lambda opened: None,
+) -> Ensemble:
+    """The networks of `weights` on `device`, computing in `precision`; `on_open` is told each checkpoint.
+
+    Raises ManifestError and CheckpointError.
+    """
+    specs, networks = [], []
+    for opened in open_checkpoints(weights):
+        on_open(opened)
+        specs.append(opened.spec)
+        networks.append(opened.build(device, precision))
+    manifest = weights.plan.manifest if weights.plan else bare_manifest(specs, networks)
+    for network in networks:
+        if isinstance(network, PyramidNetwork):
+            network.settle()
+    members = tuple(
+        make_member(manifest.classes, spec, network, device)
+        for spec, network in zip(manifest.models, networks, strict=True)
+    )
+    return Ensemble(manifest, members, device, weights.folder)
+
+
+def open_checkpoints(weights: Weights) -> Iterator[Opened]:
+    """Every checkpoint, one at a time; all files of a manifest are verified before the first is read."""
+    if weights.plan is not None:
+        verify_files(weights.plan)
+        for spec in weights.plan.manifest.models:
+            path = weights.plan.path(spec)
+            checkpoint = read_checkpoint(path)
+            yield Opened(path, spec, checkpoint, family_of(spec.architecture, checkpoint.state, spec.file))
+    for path, name in zip(weights.files, _names(weights.files), strict=True):
+        yield open_bare(path, name)
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """A name for each of some checkpoints: their files' names where those differ."""
+    stems = [file.stem for file in files]
+    return stems if len(set(stems)) == len(stems) else [str(file) for file in files]
+
+
+def open_bare(path: Path, name: str, config: Path | None = None) -> Opened:
+    """A checkpoint that comes without a manifest entry, with one that its family completes.
+
+    `config` is the file that says what the checkpoint does not, by default one beside or inside it.
+    Raises CheckpointError where its family needs one and there is none, or it cannot be honoured.
+    """
+    checkpoint = read_checkpoint(path)
+    family = family_of(None, checkpoint.state, str(path))
+    spec = ModelSpec(name=name, file=str(path), architecture=family.names[0])
+    spec = family.complete(spec, checkpoint, config)
+    return Opened(path, spec, checkpoint, family)
+
+
+def bare_manifest(specs: Sequence[ModelSpec], networks: Sequence[Network]) -> Manifest:
+    """What a manifest would say of bare checkpoints, by the documented defaults."""
+    counts = {spec.file: network.class_count for spec, network in zip(specs, networks, strict=True)}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{file} has {count}" for file, count in counts.items())
+        raise CheckpointError(f"expected checkpoints of one class count, found: {said}; write a manifest")
+    (count,) = set(counts.values())
+    if count < 1:
+        raise CheckpointError(f"{specs[0].file}: expected a class besides background, found none")
+    classes = default_classes(count)
+    return Manifest(version=1, classes=classes, models=tuple(specs), rules=default_rules(classes))
+
+
+def build_network(
+    spec: ModelSpec,
+    family: Family,
+    state: Mapping[str, Tensor],
+    device: torch.device,
+    precision: torch.dtype,
+) -> Network:
+    """The network of one entry with its checkpoint's tensors, on `device`."""
+    try:
+        return family.build(spec, dict(state), precision).to(device)
+    except SartoriusError:
+        raise
+    except Exception as error:  # a plugin may fail in any way
+        name, reason = spec.architecture or family.names[0], f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{spec.file}: {name} cannot be built: {reason}") from error
+
+
+def weights_sha256(ensemble: Ensemble) -> str:
+    """One hash of all that its networks are made of: the entries, and the bytes of every file."""
+    texts = []
+    for spec in ensemble.manifest.models:
+        # Where a bare checkpoint lies changes nothing; what it holds is hashed.
+        texts.append(spec.model_dump_json(exclude={"file", "sha256", "bytes"}))
+        texts.append(spec.sha256 or file_sha256(ensemble.folder / spec.file))
+    return bytes_sha256("\n".join(texts).encode())

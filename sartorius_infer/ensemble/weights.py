@@ -1,0 +1,112 @@
+"""What `--weights` means, before any of it is loaded: a manifest, or bare checkpoints. No torch here."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sartorius_infer.checkpoints.files import SUFFIXES, looks_like_a_checkpoint
+from sartorius_infer.errors import CheckpointError, ManifestError
+from sartorius_infer.files import Paths, as_paths
+from sartorius_infer.manifest.manifest import MANIFEST_NAME, Plan, load_manifest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A manifest, or, where `plan` is None, checkpoints that come without one.
+
+    path   the manifest's own file
+    files  the bare checkpoints, at least one
+    """
+
+    plan: Plan | None = None
+    path: Path | None = None
+    files: tuple[Path, ...] = ()
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether a manifest has still to be put together from the checkpoints."""
+        return self.plan is None
+
+    @property
+    def folder(self) -> Path:
+        """What the files of entries are relative to; bare checkpoints name theirs as they were given."""
+        return Path() if self.plan is None else self.plan.folder
+
+    def require_plan(self) -> Plan:
+        """The manifest; raises ManifestError for bare checkpoints, which tell neither classes nor rules."""
+        if self.plan is None:
+            raise ManifestError(
+                f"{self.files[0]}: expected --weights to be a manifest here, found checkpoints; "
+                "`sartorius_infer import` makes one"
+            )
+        return self.plan
+
+
+def default_manifest() -> Path:
+    """The manifest that comes with the package: installed inside it, or at the top of its source tree.
+
+    Raises ManifestError where there is none.
+    """
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "default", package.parent):
+        if (folder / MANIFEST_NAME).is_file():
+            return folder / MANIFEST_NAME
+    raise ManifestError(f"no {MANIFEST_NAME} comes with this installation; name checkpoints by --weights")
+
+
+def find_weights(weights: Paths = ()) -> Weights:
+    """What `weights` are: one manifest, one or more checkpoints, folders of them, or nothing: the included.
+
+    A manifest in a folder goes before what else is there. Of a folder without one, every file that is a
+    checkpoint by its content counts, whatever it is called; what is left out is said in a warning. Raises
+    ManifestError for a faulty manifest or several, CheckpointError for a folder without checkpoints, or a
+    file that is named twice.
+    """
+    paths = as_paths(weights, "weights")
+    if not paths:
+        return _of_manifest(default_manifest())
+    manifests: list[Path] = []
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            path = path / MANIFEST_NAME if (path / MANIFEST_NAME).is_file() else path
+        if path.suffix.lower() == ".json":
+            manifests.append(path)
+        else:
+            files += _in_folder(path) if path.is_dir() else [path]
+    if manifests and (files or len(manifests) > 1):
+        raise ManifestError(
+            f"{manifests[0]}: expected one manifest, or checkpoints alone, found both or several"
+        )
+    if twice := [file for file, count in Counter(f.resolve() for f in files).items() if count > 1]:
+        raise CheckpointError(f"{twice[0]}: expected each checkpoint once, found it twice")
+    return _of_manifest(manifests[0]) if manifests else Weights(files=tuple(files))
+
+
+def _of_manifest(path: Path) -> Weights:
+    return Weights(load_manifest(path), path)
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    found = [path for path in files if looks_like_a_checkpoint(path)]
+    if not found:
+        raise CheckpointError(
+            f"{folder}: expected {MANIFEST_NAME} or checkpoints ({', '.join(SUFFIXES)}), found none"
+        )
+    _say_left_out(folder, [path.name for path in files if path not in found])
+    return found
+
+
+def _say_left_out(folder: Path, names: Sequence[str], most: int = 5) -> None:
+    """Configs go with a checkpoint of their own, so nobody misses them here."""
+    names = [name for name in names if not name.lower().endswith((".yaml", ".yml"))]
+    if names:
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        log.warning("%s: left out, being no checkpoints: %s%s", folder, ", ".join(names[:most]), more)
