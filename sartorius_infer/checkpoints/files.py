@@ -63,7 +63,8 @@ def is_pickle(path: Path) -> bool:
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
         ):
             warnings.simplefilter("ignore")  # of escapes in text
-            return sum(1 for _ in pickletools.genops(content)) > 1  # type: ignore[arg-type]
+            operations = pickletools.genops(content)  # type: ignore[arg-type]
+            return sum(1 for _ in operations) > 1
     except (ValueError, OverflowError):
         return False
 

@@ -24,7 +24,7 @@ from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import CheckpointError, SartoriusError
 from sartorius_infer.manifest.manifest import ModelSpec
-from sartorius_infer.networks import family_of
+from sartorius_infer.networks import family_of, registry
 from sartorius_infer.networks.plugins import load_plugin
 from sartorius_infer.types import Bool, CellImage, UInt8
 
