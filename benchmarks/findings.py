@@ -174,7 +174,7 @@ def pool(keep: Path) -> None:
     """All cells of four flips side by side, nothing fused: what the rules for overlaps must then sort out."""
     for path in sorted((keep / FLIPS[0]).glob("*.npz")):
         parts = [load_prediction(keep / view / path.name) for view in FLIPS]
-        fields = ("boxes", "scores", "labels", "masks", "evidence")
+        fields = ("boxes", "scores", "labels", "masks")
         joined: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts]) for name in fields
         }

@@ -124,4 +124,4 @@ def drawn_cells(count: int, seed: int = 0) -> Prediction:
     masks = np.repeat(np.where(inside, 0.9, 0.1)[None], count, axis=0).astype(np.float16)
     scores = np.sort(rng.uniform(SCORE, 1, count))[::-1].astype(np.float32)
     labels = np.ones(count, np.int64)
-    return Prediction("image", SIZE_HW, boxes, scores, labels, masks, np.zeros((count, 1), np.float32))
+    return Prediction("image", SIZE_HW, boxes, scores, labels, masks)

@@ -80,15 +80,13 @@ def _one_image(file: ImageFile, ensemble: Ensemble, clock: Clock) -> None:
         (seen,) = network.detect(features, proposals)
     found = Boxes(seen.boxes.cpu().numpy(), seen.scores.cpu().numpy(), seen.labels.cpu().numpy())
     with clock("fusion"):
-        fused = fuse([found], image.size_hw, len(classes), Fusion())
+        fused = fuse([found], image.size_hw, Fusion())
     fused = fused[kit.worth_a_mask(ensemble)(fused.scores, fused.labels)]
     boxes, labels = (torch.from_numpy(values).to(device) for values in (fused.boxes, fused.labels))
     with clock("mask head"):
         (masks,) = network.mask_probabilities(features, [boxes], [labels])
         grids = masks.half().cpu().numpy()
-    prediction = Prediction(
-        image.id, image.size_hw, fused.boxes, fused.scores, fused.labels, grids, fused.evidence
-    )
+    prediction = Prediction(image.id, image.size_hw, fused.boxes, fused.scores, fused.labels, grids)
     with clock("paste"):
         deque(paste_cells(grids, fused.boxes, image.size_hw, rules.paste), maxlen=0)
     with clock("rules"):

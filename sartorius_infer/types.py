@@ -53,11 +53,10 @@ class CellImage:
 class Prediction:
     """What the networks saw in one image, before any rule: N soft cells of K classes.
 
-    boxes     float32 (N, 4), xyxy in image pixels
-    scores    float32 (N,), in [0, 1]
-    labels    int64 (N,), 1..K
-    masks     float16 (N, M, M), probabilities in [0, 1] on a grid that spans each cell's box
-    evidence  float32 (N, K), each class's mean score at this box over all networks and views
+    boxes   float32 (N, 4), xyxy in image pixels
+    scores  float32 (N,), in [0, 1]
+    labels  int64 (N,), 1..K
+    masks   float16 (N, M, M), probabilities in [0, 1] on a grid that spans each cell's box
     """
 
     image_id: str
@@ -66,7 +65,6 @@ class Prediction:
     scores: Float32
     labels: Int64
     masks: Float16
-    evidence: Float32
 
     def __post_init__(self) -> None:
         n = len(self.scores)
@@ -75,7 +73,6 @@ class Prediction:
         _expect("scores", self.scores, np.float32, (n,))
         _expect("labels", self.labels, np.int64, (n,))
         _expect("masks", self.masks, np.float16, (n, side, side))
-        _expect("evidence", self.evidence, np.float32, (n, None))
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -89,7 +86,6 @@ class Prediction:
             self.scores[keep],
             self.labels[keep],
             self.masks[keep],
-            self.evidence[keep],
         )
 
 

@@ -37,7 +37,6 @@ def make_prediction(
         scores=np.asarray(scores, np.float32),
         labels=np.asarray(labels, np.int64),
         masks=np.asarray(masks, np.float16),
-        evidence=np.zeros((len(scores), len(CLASSES)), np.float32),
     )
 
 

@@ -1,4 +1,4 @@
-"""Many box sets of one image -> one, by ensemble-boxes, with the class-wise evidence of each box.
+"""Many box sets of one image -> one, by ensemble-boxes.
 
 Sources: weighted boxes fusion, Solovyev et al., arXiv:1910.13302; soft-NMS, Bodla et al.,
 arXiv:1704.04503; non-maximum weighted, Zhou et al., ICCVW 2017. ensemble-boxes implements them; this
@@ -39,27 +39,24 @@ class Boxes:
 
 @dataclass(frozen=True, eq=False)
 class Fused:
-    """One box set: as `Boxes`, best first, with `evidence` float32 (N, K)."""
+    """One box set: as `Boxes`, best first."""
 
     boxes: Float32
     scores: Float32
     labels: Int64
-    evidence: Float32
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __getitem__(self, keep: Bool | Int64) -> Fused:
-        return Fused(self.boxes[keep], self.scores[keep], self.labels[keep], self.evidence[keep])
+        return Fused(self.boxes[keep], self.scores[keep], self.labels[keep])
 
 
-def fuse(members: Sequence[Boxes], size_hw: tuple[int, int], class_count: int, fusion: Fusion) -> Fused:
+def fuse(members: Sequence[Boxes], size_hw: tuple[int, int], fusion: Fusion) -> Fused:
     """The box sets of all networks and views as one.
 
     A single set passes unchanged: its own NMS has spoken. Among several, boxes with a score of 0 or
     no area in the image have no say, and only the ratios of the weights count. Scores stay in [0, 1].
-    A box's evidence for a class is the weighted mean over the members of the best score that each
-    gives a box of that class overlapping it by more than `fusion.iou`.
     """
     # Relative to the greatest, no weight overflows, and methods that only choose keep their scale.
     top = max((member.weight for member in members), default=1.0)
@@ -69,8 +66,7 @@ def fuse(members: Sequence[Boxes], size_hw: tuple[int, int], class_count: int, f
     else:
         boxes, scores, labels = _fuse_by_class(members, size_hw, fusion)
     order = np.argsort(-scores, kind="stable")
-    boxes, scores, labels = boxes[order], scores[order], labels[order]
-    return Fused(boxes, scores, labels, evidence(boxes, members, class_count, fusion.iou))
+    return Fused(boxes[order], scores[order], labels[order])
 
 
 def _fuse_by_class(
@@ -162,19 +158,6 @@ def _as_lists(sets: list[Unit]) -> tuple[list[object], list[object], list[object
 def _weighted(sets: list[Unit], weights: list[float]) -> list[Unit]:
     """Scores times their member's weight, of which the greatest is 1."""
     return [(boxes, scores * weight) for (boxes, scores), weight in zip(sets, weights, strict=True)]
-
-
-def evidence(boxes: Float32, members: Sequence[Boxes], class_count: int, iou: float) -> Float32:
-    """Float32 (N, K): for each box and class, the members' weighted mean of their best overlapping score."""
-    total = np.zeros((len(boxes), class_count), np.float64)
-    for member in members:
-        overlaps = box_iou(boxes, member.boxes) > iou  # (N, n)
-        for label in np.unique(member.labels):
-            mine = member.labels == label
-            best = np.where(overlaps[:, mine], member.scores[mine], 0).max(axis=1, initial=0)
-            total[:, label - 1] += member.weight * best
-    weight = sum(member.weight for member in members)
-    return (total / weight).astype(np.float32)
 
 
 def box_iou(a: Float32, b: Float32) -> Float32:

@@ -116,11 +116,11 @@ def predict(
     fused = []
     for row, size_hw in enumerate(hws):
         members = [look_boxes[row] for look_boxes in boxes]
-        found = fuse(members, size_hw, len(ensemble.manifest.classes), ensemble.manifest.fusion)
+        found = fuse(members, size_hw, ensemble.manifest.fusion)
         fused.append(found if select is None else found[select(found.scores, found.labels)])
     masks = _mask_pass(looks, store, fused, hws, roi_chunk or max(1, sum(map(len, fused))))
     return [
-        Prediction(image.id, image.size_hw, f.boxes, f.scores, f.labels, m, f.evidence)
+        Prediction(image.id, image.size_hw, f.boxes, f.scores, f.labels, m)
         for image, f, m in zip(images, fused, masks, strict=True)
     ]
 

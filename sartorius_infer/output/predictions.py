@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sartorius_infer.errors import PredictionError
 from sartorius_infer.files import atomic_file
-from sartorius_infer.types import Float32, Int64, Prediction
+from sartorius_infer.types import Prediction
 
 # Name, dtype, number of axes; lengths are `Prediction`'s to check.
 _ARRAYS: dict[str, tuple[type[np.generic], int]] = {
@@ -21,16 +21,14 @@ _ARRAYS: dict[str, tuple[type[np.generic], int]] = {
     "labels": (np.int64, 1),
     "masks": (np.float16, 3),
     "size_hw": (np.int64, 1),
-    "evidence": (np.float32, 2),
 }
-_MOST_CLASSES = 10_000
 
 
 def save_prediction(folder: Path, prediction: Prediction) -> Path:
     """Write `<image_id>.npz` into `folder`, made if need be, whole or not at all.
 
     Arrays: boxes float32 (N, 4), scores float32 (N,), labels int64 (N,), masks float16 (N, M, M),
-    size_hw int64 (2,), evidence float32 (N, K), as `Prediction` has them.
+    size_hw int64 (2,), as `Prediction` has them.
     Raises PredictionError if the file cannot be written.
     """
     path = folder / f"{prediction.image_id}.npz"
@@ -48,16 +46,14 @@ def save_prediction(folder: Path, prediction: Prediction) -> Path:
 def load_prediction(path: Path) -> Prediction:
     """Read what `save_prediction` wrote; the image's id is the file's stem. Nothing is unpickled.
 
-    A file without `evidence` gets each cell's score as its class's evidence, and 0 for the rest.
-    Raises PredictionError if the file cannot be read, or its arrays are not those of a prediction:
-    names, dtypes, shapes, scores and masks in [0, 1], boxes finite, labels from 1 to K.
+    Arrays of other names are ignored. Raises PredictionError if the file cannot be read, or its arrays
+    are not those of a prediction: names, dtypes, shapes, scores and masks in [0, 1], boxes finite,
+    labels from 1.
     """
     arrays = _read(path)
     _check_arrays(path, arrays)
     height, width = arrays.pop("size_hw").tolist()
     try:
-        if "evidence" not in arrays:
-            arrays["evidence"] = _one_hot(arrays["scores"], arrays["labels"])
         prediction = Prediction(image_id=path.stem, size_hw=(height, width), **arrays)
     except ValueError as error:
         raise PredictionError(f"{path}: {error}") from error
@@ -85,11 +81,12 @@ def load_members(folders: Sequence[Path]) -> list[tuple[Prediction, ...]]:
 
 
 def require_classes(prediction: Prediction, count: int, source: Path) -> None:
-    """Raise PredictionError, naming the folder `source`, unless the prediction is of `count` classes."""
-    found = prediction.evidence.shape[1]
-    if found != count:
+    """Raise PredictionError, naming the folder `source`, unless all labels are of the manifest's classes."""
+    found = prediction.labels.max(initial=0)
+    if found > count:
         raise PredictionError(
-            f"{source}: {prediction.image_id}: expected {count} classes, as the manifest has, found {found}"
+            f"{source}: {prediction.image_id}: expected labels of the manifest's classes, 1..{count}, "
+            f"found {found}"
         )
 
 
@@ -120,14 +117,15 @@ def match_folders(folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    """Every array of an `.npz` file."""
+    """A prediction's arrays of an `.npz` file."""
     try:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise PredictionError(f"{path}: expected a .npz file, found a single array")
             with archive:
-                return {name: archive[name] for name in archive.files}
+                _check_names(path, archive.files)
+                return {name: archive[name] for name in _ARRAYS}
     except PredictionError:
         raise
     except OSError as error:
@@ -139,14 +137,16 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         ) from error
 
 
-def _check_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    """Raise PredictionError unless names, dtypes and numbers of axes are those of a prediction."""
-    missing = set(_ARRAYS) - set(arrays) - {"evidence"}
-    unknown = set(arrays) - set(_ARRAYS)
-    if missing or unknown:
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    """Raise PredictionError unless a prediction's arrays are there."""
+    if not set(_ARRAYS) <= set(names):
         raise PredictionError(
-            f"{path}: expected arrays {', '.join(_ARRAYS)}, found {', '.join(sorted(arrays)) or 'none'}"
+            f"{path}: expected arrays {', '.join(_ARRAYS)}, found {', '.join(sorted(names)) or 'none'}"
         )
+
+
+def _check_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Raise PredictionError unless dtypes and numbers of axes are those of a prediction."""
     for name, array in arrays.items():
         dtype, axes = _ARRAYS[name]
         if array.dtype != dtype or array.ndim != axes:
@@ -162,14 +162,12 @@ def _check_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
 
 def _check_values(path: Path, prediction: Prediction) -> None:
     """Raise PredictionError unless the values are ones that networks can give."""
-    classes = prediction.evidence.shape[1]
     unit = "values in [0, 1]"
     checks = (
         ("boxes", np.isfinite(prediction.boxes), "finite values"),
         ("scores", _in_unit(prediction.scores), unit),
         ("masks", _in_unit(prediction.masks), unit),
-        ("evidence", _in_unit(prediction.evidence), unit),
-        ("labels", (prediction.labels >= 1) & (prediction.labels <= classes), f"values in 1..{classes}"),
+        ("labels", prediction.labels >= 1, "values from 1"),
     )
     for name, good, expected in checks:
         if not good.all():
@@ -180,15 +178,3 @@ def _check_values(path: Path, prediction: Prediction) -> None:
 def _in_unit(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Where values are in [0, 1], give or take the rounding of a mean; NaN is not."""
     return (values >= 0) & (values <= 1.001)
-
-
-def _one_hot(scores: Float32, labels: Int64) -> Float32:
-    """Each score in its label's column, float32 (N, K), K the greatest label.
-
-    Raises ValueError if that is beyond any network's, or scores and labels differ in number.
-    """
-    count = labels.max(initial=0)
-    if count > _MOST_CLASSES:
-        raise ValueError(f"expected labels up to {_MOST_CLASSES}, found {count}")
-    classes = np.arange(1, count + 1)
-    return np.where(labels[:, None] == classes, scores[:, None], np.float32(0))

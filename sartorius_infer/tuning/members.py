@@ -19,7 +19,7 @@ from sartorius_infer.types import Bool, Float16, Float32, Int64, Prediction
 def combine(members: Sequence[Prediction], weights: Sequence[float], fusion: Fusion) -> Prediction:
     """The members' predictions of one image as one, with `weights` of any scale, 0 for an absent member.
 
-    Boxes, scores and evidence are `fuse`'s. The mask of a fused box is the weighted mean of one mask of
+    Boxes, scores and labels are `fuse`'s. The mask of a fused box is the weighted mean of one mask of
     each member: that of its cell of the same class that overlaps the box most, resampled from its own
     box. Members without a cell that overlaps by more than `fusion.iou` have no say, the closest one
     always has. The finest of the members' mask grids sets the size. A member alone passes unchanged.
@@ -36,11 +36,9 @@ def combine(members: Sequence[Prediction], weights: Sequence[float], fusion: Fus
     if len(there) == 1:
         return first
     boxes = [Boxes(member.boxes, member.scores, member.labels, weight) for member, weight in there]
-    fused = fuse(boxes, first.size_hw, first.evidence.shape[1], fusion)
+    fused = fuse(boxes, first.size_hw, fusion)
     masks = _mean_masks([m for m, _ in there], [w for _, w in there], fused, fusion.iou)
-    return Prediction(
-        first.image_id, first.size_hw, fused.boxes, fused.scores, fused.labels, masks, fused.evidence
-    )
+    return Prediction(first.image_id, first.size_hw, fused.boxes, fused.scores, fused.labels, masks)
 
 
 def _mean_masks(members: Sequence[Prediction], weights: Sequence[float], fused: Fused, iou: float) -> Float16:

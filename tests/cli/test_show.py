@@ -274,10 +274,10 @@ def bad(files: Files, change: str) -> tuple[list[str], str]:
     if change == "damaged prediction":
         (saved / "i2.npz").write_bytes((saved / "i2.npz").read_bytes()[:90])
         return files.all(), f"{saved / 'i2.npz'}: expected a whole .npz file, found a damaged one"
-    if change == "another number of classes":
+    if change == "fewer classes":
         weights = write_tiny(folder / "two", classes=["a", "b"], rules={})
         return files.all(weights=weights), (
-            f"{saved}: empty: expected 2 classes, as the manifest has, found 3"
+            f"{saved}: i1: expected labels of the manifest's classes, 1..2, found 3"
         )
     if change == "checkpoints":
         return files.all(weights=files.weights.with_name("tiny.safetensors")), (
@@ -324,7 +324,7 @@ def bad(files: Files, change: str) -> tuple[list[str], str]:
         *("unknown id", "RLE out of bounds", "RLE is none", "no submission", "truth of another size"),
         *("truth of another size, with predictions", "truth without cell types", "truth of other images"),
         *("no truth", "no predictions", "no folder of predictions", "damaged prediction"),
-        *("another number of classes", "checkpoints", "bad image", "bad image of a submission", "no images"),
+        *("fewer classes", "checkpoints", "bad image", "bad image of a submission", "no images"),
         *("image of another size", "predictions of other images", "category that is no class"),
         *("score that is none", "COCO mask of another size", "no folder for the page"),
     ],

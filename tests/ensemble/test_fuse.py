@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from itertools import product
 
 import numpy as np
 import pytest
@@ -14,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sartorius_infer.ensemble.fuse import Boxes, Fused, box_iou, evidence, fuse
+from sartorius_infer.ensemble.fuse import Boxes, Fused, box_iou, fuse
 from sartorius_infer.manifest.manifest import Fusion
-from sartorius_infer.types import Float32
 
 SIZE_HW = (52, 70)
 K = 3
@@ -188,17 +186,6 @@ def reference_fuse(members: Sequence[Boxes], fusion: Fusion) -> list[tuple[float
     return sorted(found, key=lambda item: -item[0])
 
 
-def reference_evidence(boxes: Float32, members: Sequence[Boxes], threshold: float) -> Float32:
-    table = np.zeros((len(boxes), K))
-    for (row, box), member in product(enumerate(boxes.tolist()), members):
-        best = [0.0] * K
-        for other, score, label in zip(member.boxes.tolist(), member.scores, member.labels, strict=True):
-            if iou(box, other) > threshold:
-                best[label - 1] = max(best[label - 1], float(score))
-        table[row] += np.array(best) * (member.weight / sum(m.weight for m in members))
-    return table.astype(np.float32)
-
-
 def by_place(fused: Fused) -> NDArray[np.intp]:
     """An order that does not depend on tied scores."""
     return np.lexsort((fused.boxes[:, 0], fused.labels))
@@ -209,12 +196,11 @@ def assert_same(a: Fused, b: Fused, rtol: float = 1e-5) -> None:
     np.testing.assert_array_equal(a.labels, b.labels)
     np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-3)
     np.testing.assert_allclose(a.scores, b.scores, rtol=rtol, atol=1e-6)
-    np.testing.assert_allclose(a.evidence, b.evidence, rtol=rtol, atol=1e-6)
 
 
 def fuse_silently(members: Sequence[Boxes], fusion: Fusion, size_hw: tuple[int, int] = SIZE_HW) -> Fused:
     with redirect_stdout(io.StringIO()) as printed:
-        fused = fuse(members, size_hw, K, fusion)
+        fused = fuse(members, size_hw, fusion)
     assert printed.getvalue() == ""
     return fused
 
@@ -229,7 +215,7 @@ def test_fusion_is_what_the_papers_say(fusion: Fusion, seed: int, votes: list[fl
     boxes = np.array([box for _, _, box in expected], np.float32).reshape(-1, 4)
     labels = np.array([label for _, label, _ in expected], np.int64)
     scores = np.array([score for score, _, _ in expected], np.float32)
-    assert_same(fused, Fused(boxes, scores, labels, reference_evidence(boxes, members, fusion.iou)))
+    assert_same(fused, Fused(boxes, scores, labels))
 
 
 @pytest.mark.parametrize("fusion", FUSIONS, ids=lambda f: f"{f.method}-{f.conf_type}")
@@ -241,33 +227,13 @@ def test_unusual_boxes_and_any_weights_give_sound_results(
     members = unusual_members(np.random.default_rng(seed), votes)
     fused = fuse_silently(members, fusion)
     n = len(fused)
-    assert (fused.boxes.dtype, fused.scores.dtype, fused.labels.dtype, fused.evidence.dtype) == (
-        np.float32,
-        np.float32,
-        np.int64,
-        np.float32,
-    )
-    assert (fused.boxes.shape, fused.labels.shape, fused.evidence.shape) == ((n, 4), (n,), (n, K))
+    assert (fused.boxes.dtype, fused.scores.dtype, fused.labels.dtype) == (np.float32, np.float32, np.int64)
+    assert (fused.boxes.shape, fused.labels.shape) == ((n, 4), (n,))
     assert ((fused.scores >= 0) & (fused.scores <= 1)).all() and (np.diff(fused.scores) <= 0).all()
-    assert ((fused.evidence >= 0) & (fused.evidence <= 1)).all()
     assert set(fused.labels.tolist()) <= {int(label) for m in members for label in m.labels}
     if len(members) > 1:
         assert (fused.boxes >= 0).all() and (fused.boxes <= np.array([70, 52, 70, 52])).all()
         assert (fused.boxes[:, 2:] > fused.boxes[:, :2]).all()
-
-
-@settings(max_examples=40, deadline=None)
-@given(seeds, st.lists(st.floats(0.1, 10), min_size=1, max_size=4), st.sampled_from((0.2, 0.55, 0.8)))
-def test_evidence_is_the_mean_of_the_best_overlapping_scores(
-    seed: int, votes: list[float], threshold: float
-) -> None:
-    rng = np.random.default_rng(seed)
-    members = clean_members(rng, 10, votes)
-    boxes = random_boxes(rng, 6, SIZE_HW, (8, 30))
-    boxes = np.concatenate([boxes, members[0].boxes[:3], np.zeros((1, 4), np.float32)])
-    found = evidence(boxes, members, K, threshold)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, reference_evidence(boxes, members, threshold), atol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -275,7 +241,7 @@ def test_evidence_is_the_mean_of_the_best_overlapping_scores(
 def test_only_the_ratio_of_weights_counts(seed: int, fusion: Fusion, factor: float) -> None:
     members = clean_members(np.random.default_rng(seed), 6, (1.0, 2.0, 0.5))
     scaled = [Boxes(m.boxes, m.scores, m.labels, m.weight * factor) for m in members]
-    assert_same(fuse(members, SIZE_HW, K, fusion), fuse(scaled, SIZE_HW, K, fusion))
+    assert_same(fuse(members, SIZE_HW, fusion), fuse(scaled, SIZE_HW, fusion))
 
 
 @pytest.mark.parametrize("fusion", FUSIONS, ids=lambda f: f"{f.method}-{f.conf_type}")
@@ -283,7 +249,7 @@ def test_only_the_ratio_of_weights_counts(seed: int, fusion: Fusion, factor: flo
 @given(seeds)
 def test_the_order_of_members_does_not_matter(fusion: Fusion, seed: int) -> None:
     members = clean_members(np.random.default_rng(seed), 8, (1.0, 3.0, 0.5))
-    assert_same(fuse(members, SIZE_HW, K, fusion), fuse(members[::-1], SIZE_HW, K, fusion))
+    assert_same(fuse(members, SIZE_HW, fusion), fuse(members[::-1], SIZE_HW, fusion))
 
 
 @pytest.mark.parametrize("fusion", FUSIONS, ids=lambda f: f"{f.method}-{f.conf_type}")
@@ -310,20 +276,6 @@ def test_a_single_set_passes_unchanged(seed: int, weight: float, fusion: Fusion)
     np.testing.assert_array_equal(fused.labels, member.labels[best_first])
 
 
-def test_a_single_set_is_its_own_evidence() -> None:
-    member = boxes_of([[0, 0, 9, 9], [20, 20, 30, 30], [1, 0, 9, 9]], [0.9, 0.8, 0.7], [1, 3, 2], 0.3)
-    fused = fuse([member], SIZE_HW, K, Fusion())
-    np.testing.assert_allclose(fused.evidence, [[0.9, 0.7, 0], [0, 0, 0.8], [0.9, 0.7, 0]], rtol=1e-6)
-
-
-def test_members_that_see_another_class_are_evidence() -> None:
-    box = [[10, 10, 30, 30]]
-    members = [boxes_of(box, [0.8], [1], 3.0), boxes_of(box, [0.4], [2], 1.0)]
-    fused = fuse(members, SIZE_HW, K, Fusion(method="nms"))
-    assert fused.labels.tolist() == [1, 2]
-    np.testing.assert_allclose(fused.evidence, [[0.6, 0.1, 0]] * 2, rtol=1e-6)
-
-
 @pytest.mark.parametrize("fusion", FUSIONS, ids=lambda f: f"{f.method}-{f.conf_type}")
 @pytest.mark.parametrize(
     "members",
@@ -339,41 +291,41 @@ def test_members_that_see_another_class_are_evidence() -> None:
 )
 def test_nothing_to_fuse(members: list[Boxes], fusion: Fusion) -> None:
     fused = fuse_silently(members, fusion)
-    assert (fused.boxes.shape, fused.evidence.shape) == ((0, 4), (0, K))
+    assert fused.boxes.shape == (0, 4) and len(fused) == 0
 
 
 def test_a_member_that_saw_nothing_still_counts_in_the_average() -> None:
     members = [boxes_of([[5, 5, 20, 20]], [0.8]), nothing()]
-    assert fuse(members, SIZE_HW, K, Fusion(method="wbf")).scores.tolist() == pytest.approx([0.4])
-    assert fuse(members, SIZE_HW, K, Fusion(conf_type="max")).scores.tolist() == pytest.approx([0.8])
-    assert fuse(members, SIZE_HW, K, Fusion(method="nms")).scores.tolist() == pytest.approx([0.8])
+    assert fuse(members, SIZE_HW, Fusion(method="wbf")).scores.tolist() == pytest.approx([0.4])
+    assert fuse(members, SIZE_HW, Fusion(conf_type="max")).scores.tolist() == pytest.approx([0.8])
+    assert fuse(members, SIZE_HW, Fusion(method="nms")).scores.tolist() == pytest.approx([0.8])
 
 
 @pytest.mark.parametrize("method", ["nms", "soft_nms", "nmw"])
 def test_weights_do_not_shrink_the_scores_of_methods_that_choose(method: str) -> None:
     members = [boxes_of([[0, 0, 9, 9]], [0.8], weight=4.0), boxes_of([[30, 30, 40, 40]], [0.8], weight=2.0)]
-    fused = fuse(members, SIZE_HW, K, Fusion(method=method))
+    fused = fuse(members, SIZE_HW, Fusion(method=method))
     np.testing.assert_allclose(fused.scores, [0.8, 0.4], rtol=1e-6)
 
 
 def test_soft_nms_returns_decayed_scores() -> None:
     members = [boxes_of([[0, 0, 10, 10]], [0.9]), boxes_of([[0, 0, 10, 5]], [0.8])]
-    fused = fuse(members, SIZE_HW, K, Fusion(method="soft_nms", sigma=0.5))
+    fused = fuse(members, SIZE_HW, Fusion(method="soft_nms", sigma=0.5))
     np.testing.assert_allclose(fused.scores, [0.9, 0.8 * np.exp(-0.25 / 0.5)], rtol=1e-6)
-    assert len(fuse(members, SIZE_HW, K, Fusion(method="soft_nms", soft_score=0.5))) == 1
+    assert len(fuse(members, SIZE_HW, Fusion(method="soft_nms", soft_score=0.5))) == 1
 
 
 @pytest.mark.parametrize("fusion", FUSIONS, ids=lambda f: f"{f.method}-{f.conf_type}")
 def test_classes_never_meet(fusion: Fusion) -> None:
     box = [[10, 10, 30, 30]]
-    fused = fuse([boxes_of(box, [0.8], [1]), boxes_of(box, [0.7], [3])], SIZE_HW, K, fusion)
+    fused = fuse([boxes_of(box, [0.8], [1]), boxes_of(box, [0.7], [3])], SIZE_HW, fusion)
     assert fused.labels.tolist() == [1, 3]
     np.testing.assert_allclose(fused.boxes, box * 2, atol=1e-4)
 
 
 def test_boxes_are_cut_at_the_image_before_they_fuse() -> None:
     members = [boxes_of([[-10, -4, 20, 20]], [0.8]), boxes_of([[0, 0, 20, 20]], [0.8])]
-    np.testing.assert_allclose(fuse(members, SIZE_HW, K, Fusion()).boxes, [[0, 0, 20, 20]], atol=1e-4)
+    np.testing.assert_allclose(fuse(members, SIZE_HW, Fusion()).boxes, [[0, 0, 20, 20]], atol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -382,21 +334,21 @@ def test_the_mean_of_boxes_on_the_border_stays_in_the_image(method: str) -> None
     for count in range(100):
         boxes = [[[690 - rng.random(), 500 - rng.random(), 704, 520]] for _ in range(2 + count % 7)]
         members = [boxes_of(box, rng.random(1), weight=rng.random()) for box in boxes]
-        fused = fuse(members, (520, 704), K, Fusion(method=method))
+        fused = fuse(members, (520, 704), Fusion(method=method))
         assert (fused.boxes <= [704, 520, 704, 520]).all()
 
 
 @pytest.mark.parametrize("conf_type", CONF_TYPES)
 def test_a_heavy_member_that_repeats_itself_is_not_surer_than_sure(conf_type: str) -> None:
     twice = boxes_of([[5, 5, 30, 30]] * 2, [0.9, 0.8], weight=10.0)
-    fused = fuse([twice, nothing(weight=1.0)], SIZE_HW, K, Fusion(conf_type=conf_type))
+    fused = fuse([twice, nothing(weight=1.0)], SIZE_HW, Fusion(conf_type=conf_type))
     assert len(fused) == 1 and 0.7 < fused.scores[0] <= 1
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_skip_score_is_inclusive(method: str) -> None:
     members = [boxes_of([[0, 0, 9, 9], [30, 30, 40, 40]], [0.35, 0.3499], weight=w) for w in (1, 1)]
-    fused = fuse(members, SIZE_HW, K, Fusion(method=method, skip_score=0.35))
+    fused = fuse(members, SIZE_HW, Fusion(method=method, skip_score=0.35))
     assert len(fused) >= 1 and (fused.boxes[:, 0] < 1).all()
 
 
@@ -416,7 +368,7 @@ def test_the_best_boxes_of_each_class_take_part(method: str) -> None:
     for m in members:
         keep = m.scores >= np.array([lowest[int(label)] for label in m.labels])
         cut.append(Boxes(m.boxes[keep], m.scores[keep], m.labels[keep]))
-    a, b = fuse(members, SIZE_HW, K, limited), fuse(cut, SIZE_HW, K, Fusion(method=method))
+    a, b = fuse(members, SIZE_HW, limited), fuse(cut, SIZE_HW, Fusion(method=method))
     np.testing.assert_array_equal(a.boxes, b.boxes)
     np.testing.assert_array_equal(a.scores, b.scores)
 
@@ -425,7 +377,7 @@ def test_the_best_boxes_of_each_class_take_part(method: str) -> None:
 def test_tied_scores_do_not_pass_the_limit(method: str) -> None:
     rng = np.random.default_rng(2)
     members = [boxes_of(random_boxes(rng, 30, SIZE_HW, (2, 3)), [0.5] * 30) for _ in range(2)]
-    assert len(fuse(members, SIZE_HW, K, Fusion(method=method, max_boxes=10))) <= 10
+    assert len(fuse(members, SIZE_HW, Fusion(method=method, max_boxes=10))) <= 10
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -463,18 +415,15 @@ def test_box_iou(seed: int) -> None:
 @pytest.mark.parametrize("keep", [np.array([True, False, True]), np.array([2, 0]), np.zeros(3, bool)])
 def test_a_box_set_is_filtered_as_one(keep: NDArray[np.bool_ | np.int64]) -> None:
     boxes = np.array([[0, 0, 5, 5], [9, 9, 14, 14], [20, 9, 30, 14]])
-    fused = fuse([boxes_of(boxes, [0.9, 0.8, 0.7], [1, 2, 3])], SIZE_HW, K, Fusion())
+    fused = fuse([boxes_of(boxes, [0.9, 0.8, 0.7], [1, 2, 3])], SIZE_HW, Fusion())
     some = fused[keep]
     assert len(some) == len(np.arange(3)[keep])
     np.testing.assert_array_equal(some.boxes, boxes[keep])
     np.testing.assert_array_equal(some.labels, np.array([1, 2, 3])[keep])
-    np.testing.assert_array_equal(some.evidence.argmax(axis=1), some.labels - 1)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_lists_of_different_lengths_are_an_error_not_an_exit(method: str) -> None:
     member = boxes_of([[0, 0, 9, 9]] * 3, [0.9] * 3)
     with pytest.raises((ValueError, IndexError)):
-        fuse(
-            [member, Boxes(member.boxes, member.scores[:2], member.labels)], SIZE_HW, K, Fusion(method=method)
-        )
+        fuse([member, Boxes(member.boxes, member.scores[:2], member.labels)], SIZE_HW, Fusion(method=method))

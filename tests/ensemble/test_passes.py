@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -195,7 +195,6 @@ def assert_same(a: Prediction, b: Prediction, masks: float = 2e-3) -> None:
     np.testing.assert_array_equal(a.labels, b.labels)
     np.testing.assert_allclose(a.boxes, b.boxes, atol=2e-3)
     np.testing.assert_allclose(a.scores, b.scores, atol=1e-5)
-    np.testing.assert_allclose(a.evidence, b.evidence, atol=1e-5)
     np.testing.assert_allclose(a.masks.astype(np.float32), b.masks.astype(np.float32), atol=masks)
 
 
@@ -368,7 +367,7 @@ def test_no_images(make: Make, image: Callable[[int], CellImage]) -> None:
 def test_blank_images(count: int, views: tuple[str, ...]) -> None:
     for found in predict(ensemble_of(BlobNetwork(), BlobNetwork(), views=views), [blank()] * count):
         assert len(found) == 0 and found.size_hw == SIZE_HW
-        assert found.masks.shape == (0, 28, 28) and found.evidence.shape == (0, 3)
+        assert found.masks.shape == (0, 28, 28)
 
 
 @pytest.mark.parametrize("position", range(3))
@@ -388,7 +387,7 @@ def test_a_network_that_sees_nothing_still_scores_masks(blind_first: bool) -> No
     networks = (blind, seeing) if blind_first else (seeing, blind)
     found = one(ensemble_of(*networks, fusion=Fusion(conf_type="max")), image)
     alone = one(ensemble_of(BlobNetwork(firmness=0.6)), image)
-    assert_same(replace(found, evidence=2 * found.evidence), alone)
+    assert_same(found, alone)
 
 
 def test_networks_that_all_see_nothing() -> None:
@@ -412,7 +411,7 @@ def test_roi_chunks_give_the_same(make: Make, image: Callable[[int], CellImage],
 def test_features_computed_twice_give_the_same(make: Make, image: Callable[[int], CellImage]) -> None:
     cached = predict(make(), [image(16)])[0]
     again = predict(make(), [image(16)], feature_bytes=0)[0]
-    for name in ("boxes", "scores", "labels", "masks", "evidence"):
+    for name in ("boxes", "scores", "labels", "masks"):
         np.testing.assert_array_equal(getattr(cached, name), getattr(again, name))
 
 

@@ -58,7 +58,7 @@ def test_each_image_is_seen_by_the_fold_that_held_it_out(
             expected = _seen(fold / "final", data / "images" / f"{name}.png", *views)
             found = load_prediction(out / f"{name}.npz")
             np.testing.assert_array_equal(found.boxes, expected.boxes)
-            np.testing.assert_array_equal(found.evidence, expected.evidence)
+            np.testing.assert_array_equal(found.scores, expected.scores)
 
 
 def test_tune_takes_the_pooled_predictions(

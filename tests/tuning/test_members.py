@@ -25,7 +25,7 @@ from sartorius_infer.tuning.members import combine, resample
 from sartorius_infer.types import CellImage, Float32, Prediction
 
 SIZE_HW = (40, 52)
-FIELDS = ("boxes", "scores", "labels", "masks", "evidence")
+FIELDS = ("boxes", "scores", "labels", "masks")
 
 seeds = st.integers(0, 2**32 - 1)
 weights = st.floats(0.05, 20)
@@ -122,8 +122,8 @@ def test_as_the_reference(seed: int, votes: tuple[float, ...], fusion: Fusion) -
     members = members_of(seed, 3)
     found = combine(members, votes, fusion)
     boxes = [Boxes(m.boxes, m.scores, m.labels, vote) for m, vote in zip(members, votes, strict=True)]
-    fused = fuse(boxes, SIZE_HW, 3, fusion)
-    for name in ("boxes", "scores", "labels", "evidence"):
+    fused = fuse(boxes, SIZE_HW, fusion)
+    for name in ("boxes", "scores", "labels"):
         np.testing.assert_array_equal(getattr(found, name), getattr(fused, name))
     assert found.masks.shape == (len(fused), 9, 9) and found.masks.dtype == np.float16
     for box, label, mask in zip(found.boxes, found.labels, found.masks, strict=True):
@@ -163,7 +163,7 @@ def test_equal_members_give_themselves(seed: int, count: int, weight: float) -> 
     scores, labels = -np.sort(-rng.uniform(0.1, 1, 6)), rng.integers(1, 4, 6)
     member = make_prediction(rng.random((6, 7, 7)), boxes, scores, labels, SIZE_HW)
     found = combine([member] * count, [weight] * count, Fusion())
-    assert_same(found, replace(member, evidence=found.evidence), masks=1e-3)
+    assert_same(found, member, masks=1e-3)
 
 
 @some
@@ -202,7 +202,7 @@ def test_boxes_and_scores_are_those_of_the_networks_together(tmp_path: Path) -> 
     alone = [predict(replace(ensemble, members=(m,)), [image])[0] for m in ensemble.members]
     found = combine(alone, [1.0, 2.0], ensemble.manifest.fusion)
     assert len(found) > max(map(len, alone)) > 3
-    for name in ("boxes", "scores", "labels", "evidence"):
+    for name in ("boxes", "scores", "labels"):
         np.testing.assert_array_equal(getattr(found, name), getattr(together, name))
     assert found.masks.shape == together.masks.shape
 
@@ -240,7 +240,7 @@ def test_the_closest_has_a_say_however_far_it_is() -> None:
 
 def test_nobody_sees_anything() -> None:
     found = combine([empty_prediction(SIZE_HW)] * 3, [1, 1, 1], Fusion())
-    assert len(found) == 0 and found.masks.shape == (0, 28, 28) and found.evidence.shape == (0, 3)
+    assert len(found) == 0 and found.masks.shape == (0, 28, 28)
 
 
 @pytest.mark.parametrize("votes", [(), (1.0,), (1.0, 1.0, 1.0), (0.0, 0.0), (1.0, -1.0), (np.nan, np.nan)])

@@ -241,4 +241,4 @@ def test_predictions_of_other_classes_than_the_manifests(
     content = json.loads(manifest.read_text()) | {"classes": ["a"], "rules": {}}
     manifest.write_text(json.dumps(content))
     assert main([str(word) for word in (*words, manifest.parent / "t.json")]) == 1
-    assert "expected 1 classes, as the manifest has, found 3" in capsys.readouterr().err
+    assert "expected labels of the manifest's classes, 1..1, found 3" in capsys.readouterr().err

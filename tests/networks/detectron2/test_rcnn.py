@@ -777,8 +777,8 @@ def check_vote(both: Ensemble, alone: Sequence[Ensemble]) -> None:
     (prediction,) = predict(both, [image])
     single = [predict(one, [image])[0] for one in alone]
     assert min(map(len, single)) > 3
-    fused = fuse([Boxes(p.boxes, p.scores, p.labels) for p in single], SIZE_HW, 3, Fusion())
-    for name in ("boxes", "scores", "labels", "evidence"):
+    fused = fuse([Boxes(p.boxes, p.scores, p.labels) for p in single], SIZE_HW, Fusion())
+    for name in ("boxes", "scores", "labels"):
         np.testing.assert_allclose(getattr(prediction, name), getattr(fused, name), rtol=0, atol=1e-4)
     boxes, labels = [torch.from_numpy(fused.boxes)], [torch.from_numpy(fused.labels)]
     drawn = []

@@ -444,7 +444,7 @@ def test_each_of_two_alone_runs_as_its_author_runs_it(
 def test_two_together_see_cells(pair: Pair, views: tuple[str, ...]) -> None:
     (prediction,) = predict(pair.ensemble.with_overrides(views), [CellImage("image", crop((128, 160)))])
     assert len(prediction) >= MOST
-    for values in (prediction.scores, prediction.masks, prediction.evidence, prediction.boxes / 160):
+    for values in (prediction.scores, prediction.masks, prediction.boxes / 160):
         assert ((values >= 0) & (values <= 1)).all()
 
 
