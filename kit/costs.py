@@ -48,7 +48,7 @@ def calibrate(ensemble: Ensemble, folder: Path, most: int = 4) -> Calibration:
     rules, classes = ensemble.manifest.rules, ensemble.classes
     looks: dict[tuple[str, str], float] = defaultdict(float)
 
-    def note(name: str, view: str, seconds: float) -> None:
+    def note(name: str, view: str, seconds: float, _: int) -> None:
         looks[name, view] += seconds
 
     worth_a_mask = selector(rules, classes)

@@ -25,8 +25,8 @@ from sartorius_infer.types import Bool, CellImage, Float16, Float32, Int64, Pred
 Select = Callable[[Float32, Int64], Bool]
 """(scores (N,), labels (N,)) -> which boxes are worth a mask, bool (N,)."""
 
-OnLook = Callable[[str, str, float], None]
-"""Told a network's name, a view and the seconds that it took to find boxes there."""
+OnLook = Callable[[str, str, float, int], None]
+"""Told a network's name, a view, the seconds that it took to find boxes there, and in how many images."""
 
 
 class Voters(Protocol):
@@ -88,16 +88,35 @@ def predict(
     feature_bytes: int = FEATURE_BYTES,
     on_look: OnLook | None = None,
 ) -> list[Prediction]:
-    """What the ensemble sees in images of one size, in their order.
+    """What the ensemble sees in each image, in their order.
 
+    Images of one size enter the networks together; those of another have no say in what is seen in them.
     `select` names the boxes that later rules could keep, so that no mask is computed for the others;
     None keeps every one. `roi_chunk` bounds how many RoIs one mask head call takes. Raises
     PredictionError, naming the network, where one puts out NaN or infinity.
     """
     if roi_chunk is not None and roi_chunk < 1:
         raise ValueError(f"roi_chunk: expected at least 1, or None, found {roi_chunk}")
-    if not images:
-        return []
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, image in enumerate(images):
+        groups.setdefault(image.size_hw, []).append(row)
+    found: dict[int, Prediction] = {}
+    for rows in groups.values():
+        alike = [images[row] for row in rows]
+        seen = _predict_alike(ensemble, alike, select, roi_chunk, feature_bytes, on_look)
+        found.update(zip(rows, seen, strict=True))
+    return [found[row] for row in range(len(images))]
+
+
+def _predict_alike(
+    ensemble: Ensemble,
+    images: Sequence[CellImage],
+    select: Select | None,
+    roi_chunk: int | None,
+    feature_bytes: int,
+    on_look: OnLook | None,
+) -> list[Prediction]:
+    """`predict` of at least one image, all of one size."""
     tensors = [image_tensor(image).to(ensemble.device) for image in images]
     top = max(member.weight for member in ensemble.members)
     looks = [
@@ -112,7 +131,7 @@ def predict(
         start = time.perf_counter()
         boxes.append(_look_for_boxes(look, store.get(i, look), hws))
         if on_look is not None:
-            on_look(look.member.name, look.name, time.perf_counter() - start)
+            on_look(look.member.name, look.name, time.perf_counter() - start, len(images))
     fused = []
     for row, size_hw in enumerate(hws):
         members = [look_boxes[row] for look_boxes in boxes]

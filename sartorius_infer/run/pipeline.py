@@ -130,7 +130,7 @@ def run(
         decoded = _ahead(readers, _decode, tasks, depth)
         runner = _Runner(ensemble, options, budget, sum(len(batch.jobs) for batch in batches))
         finish = _Finisher(ensemble, options, encode)
-        outcomes = _ahead(finishers, finish, _predicted(runner, _groups(decoded)), depth, eager=True)
+        outcomes = _ahead(finishers, finish, _predicted(runner, decoded), depth, eager=True)
         for batch in batches:
             results = []
             for outcome in islice(outcomes, len(batch.jobs)):
@@ -200,22 +200,19 @@ def _decode(task: tuple[int, Job]) -> _Work:
         return _Work(batch, job.id, error=error)
 
 
-def _groups(works: Iterable[_Work]) -> Iterator[list[_Work]]:
-    """Neighbours of one batch and one image size; one that failed is a group of its own."""
-    for _, group in groupby(works, key=lambda work: (work.batch, work.image and work.image.size_hw)):
-        yield list(group)
-
-
-def _predicted(runner: _Runner, groups: Iterable[list[_Work]]) -> Iterator[_Work]:
-    for group in groups:
-        images = [work.image for work in group if work.image is not None]
-        outcomes = runner(images) if images else [None] * len(group)
-        runner.count(len(group))
-        for work, outcome in zip(group, outcomes, strict=True):
+def _predicted(runner: _Runner, works: Iterable[_Work]) -> Iterator[_Work]:
+    """Each work with its prediction, or why there is none; the images of a batch together."""
+    for _, neighbours in groupby(works, key=lambda work: work.batch):
+        batch = list(neighbours)
+        images = [work.image for work in batch if work.image is not None]
+        outcomes = iter(runner(images) if images else ())
+        runner.count(len(batch))
+        for work in batch:
+            outcome = work.error if work.image is None else next(outcomes)
             if isinstance(outcome, Prediction):
                 yield replace(work, prediction=outcome)
             else:
-                yield replace(work, error=outcome or work.error)
+                yield replace(work, error=outcome)
 
 
 class _Runner:
@@ -249,11 +246,7 @@ class _Runner:
         fits = self.batch_size  # may shrink during the first of the two calls
         if len(images) > fits:
             return self._predict(images[:fits]) + self._predict(images[fits:])
-
-        def looked(network: str, view: str, seconds: float) -> None:
-            if self.budget is not None:
-                self.budget.looked(network, view, seconds, len(images))
-
+        looked = None if self.budget is None else self.budget.looked
         try:
             return list(predict(self.ensemble, images, self.select, self.roi_chunk, on_look=looked))
         except Exception as error:  # whatever a network does with one image, the others go on

@@ -466,6 +466,39 @@ def test_a_batch_gives_what_its_images_give(make: Make, image: Callable[[int], C
         assert_same(together, one(make(), alone))
 
 
+def assert_equal(a: Prediction, b: Prediction) -> None:
+    assert len(a) > 3
+    for name in ("boxes", "scores", "labels", "masks"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+@both
+def test_images_of_other_sizes_change_nothing(make: Make, image: Callable[..., CellImage]) -> None:
+    first, other, last = image(23, SIZE_HW, "a"), image(24, (60, 44), "b"), image(25, SIZE_HW, "c")
+    together = predict(make(), [first, other, last])
+    assert [(found.image_id, found.size_hw) for found in together] == [
+        ("a", SIZE_HW),
+        ("b", (60, 44)),
+        ("c", SIZE_HW),
+    ]
+    assert_equal(together[1], one(make(), other))
+    for found, alike in zip(together[::2], predict(make(), [first, last]), strict=True):
+        assert_equal(found, alike)
+    for found, alone in zip(predict(make(), [first, other]), (first, other), strict=True):
+        assert_equal(found, one(make(), alone))
+
+
+def test_looks_are_told_with_how_many_images_they_saw() -> None:
+    told: list[tuple[str, str, int]] = []
+    images = [blobs(1), blobs(2, (26, 65)), blobs(3)]
+    predict(
+        ensemble_of(BlobNetwork(), views=("identity", "hflip")),
+        images,
+        on_look=lambda name, view, seconds, count: told.append((name, view, count)),
+    )
+    assert told == [("n0", view, count) for count in (2, 1) for view in ("identity", "hflip")]
+
+
 def test_what_came_before_does_not_matter() -> None:
     used = ensemble_of(fresh_network())
     for seed, shape in enumerate([(26, 26), SIZE_HW, (26, 65), (65, 26), SIZE_HW]):
