@@ -6,10 +6,17 @@ prints it as it is.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def first_line(error: BaseException) -> str:
     """The first line of what another library says, without the advice after it; else the error's type."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def size_text(size_hw: Iterable[object]) -> str:
+    """A size as every message prints it, height first: "520 x 704"."""
+    return " x ".join(map(str, size_hw))
 
 
 class SartoriusError(Exception):

@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from sartorius_infer.cells.rle import Mask, decode, split_label_map
-from sartorius_infer.errors import TruthError, first_line
+from sartorius_infer.errors import TruthError, first_line, size_text
 from sartorius_infer.types import Int32
 
 COLUMNS = ("id", "annotation", "width", "height", "cell_type")
@@ -138,7 +138,8 @@ def coco_runs(segmentation: Any, size_hw: tuple[int, int]) -> Mask:
     """Row-major runs of polygons, or of COCO's column-major RLE; raises whatever pycocotools raises."""
     height, width = size_hw
     if isinstance(segmentation, dict) and tuple(segmentation["size"]) != size_hw:
-        raise ValueError(f"expected an RLE of {size_hw}, found one of {segmentation['size']}")
+        expected, found = size_text(size_hw), size_text(segmentation["size"])
+        raise ValueError(f"expected an RLE of {expected} pixels, found {found}")
     if isinstance(segmentation, dict) and isinstance(segmentation["counts"], (str, bytes)):
         packed = segmentation
     else:
@@ -186,7 +187,8 @@ def read_class_maps(folder: Path, files: Sequence[Path]) -> TrueImage:
         maps[file.stem] = _read_labels(file)
     sizes = {_hw(labels) for labels in maps.values()}
     if len(sizes) > 1:
-        raise TruthError(f"{folder}: expected label maps of one size, found {sorted(sizes)}")
+        found = ", ".join(map(size_text, sorted(sizes)))
+        raise TruthError(f"{folder}: expected label maps of one size, found {found}")
     cells = {name: _cells(labels) for name, labels in maps.items()}
     present = [name for name, masks in cells.items() if masks]
     every = tuple(mask for masks in cells.values() for mask in masks)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from sartorius_infer.errors import ImageError
+from sartorius_infer.errors import ImageError, size_text
 from sartorius_infer.files import atomic_file
 from sartorius_infer.types import Bool, CellImage, Instances, Int32, UInt8
 
@@ -65,7 +65,7 @@ def overlay(image: CellImage, instances: Instances, classes: Sequence[str]) -> U
     Raises ImageError if the label map has another size than the image, or a label has no class.
     """
     if image.size_hw != instances.label_map.shape:
-        expected, found = (" x ".join(map(str, size)) for size in (image.size_hw, instances.label_map.shape))
+        expected, found = size_text(image.size_hw), size_text(instances.label_map.shape)
         raise ImageError(f"{image.id}: expected cells of {expected} pixels, found {found}")
     if instances.labels.max(initial=0) > len(classes):
         raise ImageError(f"{image.id}: expected labels 1..{len(classes)}, found {instances.labels.max()}")

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from sartorius_infer.cells.rle import Mask, run_pixels
-from sartorius_infer.errors import ImageError, TruthError
+from sartorius_infer.errors import ImageError, TruthError, size_text
 from sartorius_infer.evaluate.metric import overlaps, score_image, twentieths
 from sartorius_infer.evaluate.scoring import bootstrap
 from sartorius_infer.evaluate.truth import TrueImage
@@ -103,7 +103,7 @@ def _truth_of(image: CellImage, truth: Mapping[str, TrueImage]) -> TrueImage:
         raise TruthError(f"expected the truth of every image, found none of {image.id}")
     known = truth[image.id]
     if known.size_hw != image.size_hw:
-        expected, found = (" x ".join(map(str, size)) for size in (image.size_hw, known.size_hw))
+        expected, found = size_text(image.size_hw), size_text(known.size_hw)
         raise TruthError(f"{image.id}: expected a truth of {expected} pixels, found {found}")
     return known
 
@@ -116,7 +116,7 @@ def _ap(look: Look, looks: Looks, truth: TrueImage) -> float:
 def _entry(image: CellImage, look: Look, scored: bool, truth: TrueImage | None) -> dict[str, Any]:
     """Everything the page knows of one image."""
     if look.size_hw != image.size_hw:
-        expected, found = (" x ".join(map(str, size)) for size in (image.size_hw, look.size_hw))
+        expected, found = size_text(image.size_hw), size_text(look.size_hw)
         raise ImageError(f"{image.id}: expected cells of {expected} pixels, found {found}")
     step = -(-max(image.size_hw) // LONGEST)
     width = image.size_hw[1]

@@ -14,7 +14,7 @@ import numpy as np
 
 from sartorius_infer.cells.instances import build_instances, consensus_label, decisive
 from sartorius_infer.cells.paste import Crop, paste_cells
-from sartorius_infer.errors import TruthError
+from sartorius_infer.errors import TruthError, size_text
 from sartorius_infer.evaluate.metric import TrueCells, score_label_map, true_cells
 from sartorius_infer.evaluate.truth import TrueImage
 from sartorius_infer.manifest.rules import Rules
@@ -41,13 +41,9 @@ class Example:
         for member in self.members:
             if (member.image_id, tuple(member.size_hw)) != expected:
                 raise TruthError(
-                    f"{self.truth.id}: expected predictions of the true image, {_size(self.truth)}, found "
-                    f"{member.image_id}, {_size(member)}"
+                    f"{self.truth.id}: expected predictions of the true image, "
+                    f"{size_text(self.truth.size_hw)}, found {member.image_id}, {size_text(member.size_hw)}"
                 )
-
-
-def _size(image: Prediction | TrueImage) -> str:
-    return f"{image.size_hw[1]} x {image.size_hw[0]}"
 
 
 @dataclass(frozen=True, eq=False)

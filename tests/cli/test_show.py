@@ -313,7 +313,7 @@ def bad(files: Files, change: str) -> tuple[list[str], str]:
         content = json.loads(results.read_text())
         content[0]["segmentation"]["size"] = [4, 4]
         results.write_text(json.dumps(content))
-        return coco, f"{results}: expected COCO results, found ValueError: expected an RLE of (96, 128)"
+        return coco, f"{results}: expected COCO results, found ValueError: expected an RLE of 96 x 128 pixels"
     assert change == "no folder for the page"
     return files.all(out=folder / "images" / "i1.png" / "page.html"), ""
 

@@ -213,12 +213,12 @@ TWICE = [{"id": i, "file_name": f"{i}/a.tif", "height": 6, "width": 8} for i in 
         (
             [{"segmentation": {"counts": [48], "size": [8, 6]}}],
             {},
-            r"expected COCO's JSON, .*\(6, 8\).*\[8, 6\]",
+            r"expected COCO's JSON, .*an RLE of 6 x 8 pixels, found 8 x 6",
         ),
         (
             [{"segmentation": {"counts": "`1", "size": [8, 6]}}],
             {},
-            r"expected COCO's JSON, .*\(6, 8\).*\[8, 6\]",
+            r"expected COCO's JSON, .*an RLE of 6 x 8 pixels, found 8 x 6",
         ),
         ([{"segmentation": [[1, 1]]}], {}, "expected COCO's JSON, found .+"),
         ([{}], {}, "expected COCO's JSON, found KeyError: 'segmentation'"),
@@ -302,7 +302,7 @@ def test_bad_label_maps_are_named(tmp_path: Path) -> None:
 def test_two_truths_of_an_image_and_two_sizes_are_named(tmp_path: Path) -> None:
     label_map(tmp_path / "a" / "class1.tif", [[1]])
     label_map(tmp_path / "a" / "class2.tif", [[1, 1]])
-    with pytest.raises(TruthError, match=r"a: expected label maps of one size, found \[\(1, 1\), \(1, 2\)\]"):
+    with pytest.raises(TruthError, match=r"a: expected label maps of one size, found 1 x 1, 1 x 2"):
         read_label_maps(tmp_path)
     label_map(tmp_path / "a" / "class2.tif", [[1]])
     label_map(tmp_path / "a.png", [[1]])

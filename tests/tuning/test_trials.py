@@ -117,7 +117,7 @@ def test_no_images_and_no_cells() -> None:
 def test_what_does_not_belong_together() -> None:
     (example,) = examples(1)
     (seen,) = example.members
-    with pytest.raises(TruthError, match=r"^i0: .*80 x 60.*80 x 59$"):
+    with pytest.raises(TruthError, match=r"^i0: .*60 x 80.*59 x 80$"):
         Example((seen, replace(seen, size_hw=(59, 80))), example.truth)
     with pytest.raises(TruthError, match="found other"):
         Example((replace(seen, image_id="other"),), example.truth)
