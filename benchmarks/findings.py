@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sartorius_infer.cells.instances import build_instances
+from sartorius_infer.cells.claim import build_instances
 from sartorius_infer.cells.rle import split_label_map
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.loading import load_ensemble

@@ -17,7 +17,7 @@ from benchmarks import kit, opponents
 from benchmarks.agreed import AgreedModel, AgreedNetwork
 from benchmarks.networks import LEAST_AREA, SCORE, random_r50
 from benchmarks.timing import Row, against, against_all
-from sartorius_infer.cells.instances import build_instances
+from sartorius_infer.cells.claim import build_instances
 from sartorius_infer.cells.rle import encode_coco, encode_label_map, split_label_map
 from sartorius_infer.ensemble.passes import image_tensor
 from sartorius_infer.evaluate.metric import score_image

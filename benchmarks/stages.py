@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks import kit
 from benchmarks.networks import random_r50
 from benchmarks.timing import alternate
-from sartorius_infer.cells.instances import build_instances
+from sartorius_infer.cells.claim import build_instances
 from sartorius_infer.cells.paste import paste_cells
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.fuse import Boxes, fuse

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from kit.errors import KitError
-from sartorius_infer.cells.instances import build_instances, selector
+from sartorius_infer.cells.claim import build_instances, selector
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.images.find import find_images

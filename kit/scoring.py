@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from sartorius_infer.cells.instances import build_instances, selector
+from sartorius_infer.cells.claim import build_instances, selector
 from sartorius_infer.cells.rle import split_label_map
 from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sartorius_infer.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from sartorius_infer.cells.instances import build_instances as build_instances
+    from sartorius_infer.cells.claim import build_instances as build_instances
     from sartorius_infer.ensemble.device import resolve_device as resolve_device
     from sartorius_infer.ensemble.ensemble import Ensemble as Ensemble
     from sartorius_infer.ensemble.loading import load_ensemble as load_ensemble
@@ -46,7 +46,7 @@ _HOMES = {
     "SartoriusError": "errors",
     "find_images": "images.images",
     "read_image": "images.images",
-    "build_instances": "cells.instances",
+    "build_instances": "cells.claim",
     "looks_of_found": "show.candidates",
     "looks_of_predictions": "show.candidates",
     "register_network": "networks",

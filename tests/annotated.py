@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from factories import random_prediction
 
-from sartorius_infer.cells.instances import build_instances
+from sartorius_infer.cells.claim import build_instances
 from sartorius_infer.cells.rle import split_label_map
 from sartorius_infer.evaluate.metric import score_image
 from sartorius_infer.evaluate.truth import TrueImage

@@ -14,7 +14,7 @@ import pytest
 from factories import CLASSES, random_prediction
 from tiny import write_image
 
-from sartorius_infer.cells.instances import build_instances
+from sartorius_infer.cells.claim import build_instances
 from sartorius_infer.cells.rle import Mask, encode_label_map, run_pixels, split_label_map
 from sartorius_infer.evaluate.metric import ImageScore, score_image
 from sartorius_infer.evaluate.truth import TrueImage

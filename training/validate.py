@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sartorius_infer.cells.instances import build_instances, selector
+from sartorius_infer.cells.claim import build_instances, selector
 from sartorius_infer.cells.rle import split_label_map
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.evaluate.metric import score_image

@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 import torch
 
-from sartorius_infer.cells.instances import build_instances, selector
+from sartorius_infer.cells.claim import build_instances, selector
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import ImageError, PredictionError, SartoriusError, first_line

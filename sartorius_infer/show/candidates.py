@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sartorius_infer.cells.instances import build_instances, leading_label
+from sartorius_infer.cells.claim import build_instances, leading_label
 from sartorius_infer.cells.rle import Mask, run_pixels, split_label_map
 from sartorius_infer.errors import TruthError
 from sartorius_infer.evaluate.scoring import Found, FoundCell

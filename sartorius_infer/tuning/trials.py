@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sartorius_infer.cells.instances import build_instances, consensus_label, decisive
+from sartorius_infer.cells.claim import build_instances, consensus_label, decisive
 from sartorius_infer.cells.paste import Crop, paste_cells
 from sartorius_infer.errors import TruthError, size_text
 from sartorius_infer.evaluate.metric import TrueCells, score_label_map, true_cells

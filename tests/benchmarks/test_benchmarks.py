@@ -14,7 +14,7 @@ from places import SAMPLES
 from benchmarks import kit, opponents, ratios, stages, timing, whole
 from benchmarks.agreed import AgreedModel, AgreedNetwork
 from benchmarks.networks import LEAST_AREA, default_checkpoint
-from sartorius_infer.cells.instances import build_instances
+from sartorius_infer.cells.claim import build_instances
 from sartorius_infer.cells.rle import decode, encode_label_map
 from sartorius_infer.evaluate.metric import score_image
 from sartorius_infer.images.find import find_images

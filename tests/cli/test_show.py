@@ -19,7 +19,7 @@ from factories import CLASSES
 from shows import RULES, SIZE, Case, content_of, make_case, scored, write_train
 from tiny import write_image, write_tiny
 
-from sartorius_infer.cells.instances import build_instances
+from sartorius_infer.cells.claim import build_instances
 from sartorius_infer.cli.main import main
 from sartorius_infer.evaluate.metric import mean_ap
 from sartorius_infer.evaluate.scoring import bootstrap, read_found

@@ -21,7 +21,7 @@ from kit.costs import Calibration, write_calibration
 from kit.dataset import CONTENTS, METADATA
 from kit.notebook import NOTEBOOK, write_kernel
 from kit.scoring import score
-from sartorius_infer.cells.instances import build_instances
+from sartorius_infer.cells.claim import build_instances
 from sartorius_infer.cells.rle import encode_label_map
 from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict

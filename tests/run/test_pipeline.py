@@ -14,7 +14,7 @@ import torch
 from tiny import tiny_model, write_image, write_tiny
 from torch import Tensor
 
-from sartorius_infer.cells.instances import build_instances
+from sartorius_infer.cells.claim import build_instances
 from sartorius_infer.cells.rle import encode_label_map
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.loading import load_ensemble

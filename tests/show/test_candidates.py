@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shows import dense, one_mask, with_floors
 
-from sartorius_infer.cells.instances import build_instances, consensus_label
+from sartorius_infer.cells.claim import build_instances, consensus_label
 from sartorius_infer.cells.rle import split_label_map
 from sartorius_infer.errors import TruthError
 from sartorius_infer.evaluate.scoring import FoundCell

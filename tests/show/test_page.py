@@ -18,7 +18,7 @@ from factories import CLASSES
 from shows import PIXELS, RULES, SIZE, Case, dense, make_case, one_mask, with_floors
 from tiny import write_image
 
-from sartorius_infer.cells.instances import consensus_label
+from sartorius_infer.cells.claim import consensus_label
 from sartorius_infer.evaluate.metric import THRESHOLDS, match, mean_ap, overlaps, twentieths
 from sartorius_infer.evaluate.scoring import FoundCell
 from sartorius_infer.evaluate.truth import TrueImage

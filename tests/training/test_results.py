@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from training_factories import make_recipe, read_examples, write_sartorius
 
-from sartorius_infer.cells.instances import build_instances
+from sartorius_infer.cells.claim import build_instances
 from sartorius_infer.cells.rle import split_label_map
 from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict

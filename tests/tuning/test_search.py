@@ -14,7 +14,7 @@ from annotated import CLASSES, HIDDEN, SIZE, examples, plain_scores
 from factories import random_prediction
 from tiny import write_image, write_tiny
 
-from sartorius_infer.cells.instances import build_instances
+from sartorius_infer.cells.claim import build_instances
 from sartorius_infer.cells.rle import encode_label_map, split_label_map
 from sartorius_infer.cli.main import main
 from sartorius_infer.errors import TruthError

@@ -58,7 +58,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import FrozenBatchNorm2d
 
-from sartorius_infer.cells.instances import build_instances
+from sartorius_infer.cells.claim import build_instances
 from sartorius_infer.cells.paste import paste_cells
 from sartorius_infer.cli.main import main
 from sartorius_infer.ensemble.ensemble import Ensemble

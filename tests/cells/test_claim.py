@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from sartorius_infer.cells.instances import build_instances, consensus_label, decisive, score_floors, select
+from sartorius_infer.cells.claim import build_instances, consensus_label, decisive, score_floors, select
 from sartorius_infer.cells.paste import paste_cells
 from sartorius_infer.manifest.rules import ClassRule, Consensus, EdgeRule, EdgeThresholds, Rules
 from sartorius_infer.types import Bool, Float32, Instances, Prediction
