@@ -8,6 +8,10 @@ from pathlib import Path
 OK, BAD_INPUT, USAGE, SOME_FAILED = 0, 1, 2, 3
 
 
+class UsageError(Exception):
+    """Options that do not go together; `main` reports it as argparse reports its own."""
+
+
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Options of every command that loads networks."""
     parser.add_argument(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from sartorius_infer.cli.options import OK, SOME_FAILED, add_weights, load_plugins
 from sartorius_infer.errors import ImageError
+from sartorius_infer.version import __version__
 
 if TYPE_CHECKING:
     from sartorius_infer.ensemble.ensemble import Ensemble
@@ -26,6 +27,7 @@ DESCRIPTION = """\
 Cell instance segmentation with an ensemble of Mask R-CNN checkpoints: images in, submission.csv out.
 
 The bare command predicts. Other jobs are subcommands, each with a --help of its own:
+  predict  the same as the bare command
   import   turn a training checkpoint, Detectron2's too, into safetensors and a manifest entry
   models   describe a manifest or checkpoints: what was inferred, what is assumed
   check    re-read a submission and list everything wrong with it
@@ -47,6 +49,7 @@ def predict_parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"sartorius_infer {__version__}")
     add_weights(parser)
     _add_files(parser)
     _add_ensemble_options(parser)

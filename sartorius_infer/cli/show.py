@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sartorius_infer.cli.options import OK, add_weights
-from sartorius_infer.errors import PredictionError, SartoriusError, SubmissionError, TruthError
+from sartorius_infer.cli.options import OK, UsageError, add_weights
+from sartorius_infer.errors import PredictionError, SubmissionError, TruthError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,7 +60,7 @@ def show_parser() -> argparse.ArgumentParser:
 def show_command(arguments: argparse.Namespace) -> int:
     """Collect what there is to see, and write it."""
     if arguments.submission is None and arguments.predictions is None:
-        raise SartoriusError("expected --submission, --predictions or both, found neither")
+        raise UsageError("expected --submission, --predictions or both, found neither")
     from tqdm import tqdm
 
     from sartorius_infer.evaluate.truth import read_truth

@@ -33,8 +33,9 @@ def tune_parser() -> argparse.ArgumentParser:
     add_weights(parser)
     add = parser.add_argument
     add("--truth", type=Path, required=True, metavar="T", help="as for `score`")
-    add("--images", nargs="+", type=Path, metavar="PATH", help="the annotated images")
-    add(
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", nargs="+", type=Path, metavar="PATH", help="the annotated images")
+    source.add_argument(
         "--predictions",
         nargs="+",
         type=Path,
@@ -59,8 +60,6 @@ def tune_command(arguments: argparse.Namespace) -> int:
     from sartorius_infer.tuning.search import tune
     from sartorius_infer.tuning.trials import Scorer
 
-    if (arguments.images is None) == (arguments.predictions is None):
-        raise TruthError("expected --images or --predictions, found both or neither")
     content, manifest, examples = _examples(arguments)
     scorer = Scorer(examples, manifest.classes)
     start = choice_of(manifest, apart=scorer.members > 1)

@@ -23,6 +23,7 @@ from tiny import tiny_model, write_image, write_tiny
 
 from sartorius_infer.cli.main import main
 from sartorius_infer.output.predictions import load_prediction
+from sartorius_infer.version import __version__
 
 SHARED = ROOT.parent / "shared" / "data"
 
@@ -170,7 +171,31 @@ def test_usage_is_code_2(words: list[str]) -> None:
     assert sartorius(*words)[0] == 2
 
 
-@pytest.mark.parametrize("words", [[], ["models"], ["check"], ["import"]])
+def test_an_unknown_command_is_told_which_there_are() -> None:
+    code, stdout, stderr = sartorius("modles", "--weights", "w")
+    assert (code, stdout) == (2, "")
+    names = "predict, import, models, check, score, show, tune"
+    assert stderr.splitlines()[-1].endswith(f"error: expected one of {names}, or options, found 'modles'")
+
+
+def test_the_version() -> None:
+    for words in (["--version"], ["predict", "--version"]):
+        assert sartorius(*words) == (0, f"sartorius_infer {__version__}\n", "")
+
+
+def test_predict_is_a_word_for_the_bare_command(
+    tiny: Path, images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for i, verb in enumerate(([], ["predict"])):
+        out = tmp_path / f"{i}.csv"
+        assert main([*verb, "--weights", str(tiny), "--images", str(images), "--out", str(out)]) == 0
+        said.append(capfd.readouterr().out.splitlines()[1])
+    assert said[0] == said[1]
+    assert (tmp_path / "0.csv").read_bytes() == (tmp_path / "1.csv").read_bytes()
+
+
+@pytest.mark.parametrize("words", [[], ["predict"], ["models"], ["check"], ["import"]])
 def test_help_is_code_0(words: list[str]) -> None:
     code, stdout, stderr = sartorius(*words, "--help")
     assert (code, stderr) == (0, "")

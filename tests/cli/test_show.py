@@ -206,8 +206,9 @@ def fails(words: list[str], out: Path, capfd: pytest.CaptureFixture[str]) -> str
 
 def test_neither_submission_nor_predictions(shared: Files, tmp_path: Path) -> None:
     run = command(*shared.words(out=tmp_path / "p.html"))
-    assert (run.returncode, run.stdout) == (1, "")
-    assert run.stderr == "error: expected --submission, --predictions or both, found neither\n"
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("usage: python -m sartorius_infer show ")
+    assert run.stderr.endswith(" show: error: expected --submission, --predictions or both, found neither\n")
 
 
 @pytest.mark.parametrize("more", [["--iou", "0.51"], ["--iou", "1.0"], ["--nonsense"]])

@@ -188,7 +188,6 @@ def test_one_line_on_an_error(case: tuple[Path, Path, Path], tmp_path: Path) -> 
     manifest, saved, train = case
     words = ("--weights", manifest, "--truth", train, "--out", tmp_path / "elsewhere" / "t.json")
     for more, said in (
-        ((), "--images or --predictions"),
         (("--predictions", tmp_path / "none"), "found none"),
         (("--predictions", saved), "expected --out in a folder above"),
     ):
@@ -196,6 +195,22 @@ def test_one_line_on_an_error(case: tuple[Path, Path, Path], tmp_path: Path) -> 
         assert run.returncode == 1
         assert said in run.stderr
         assert len(run.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ((), "one of the arguments --images --predictions is required"),
+        (("--images", "i", "--predictions", "p"), "--predictions: not allowed with argument --images"),
+    ],
+)
+def test_images_or_predictions_is_a_matter_of_usage(
+    more: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["tune", "--truth", "t.csv", "--out", "t.json", *more])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.strip().endswith(said)
 
 
 def test_a_member_that_is_left_alone_keeps_the_fusion_that_was(monkeypatch: pytest.MonkeyPatch) -> None:
