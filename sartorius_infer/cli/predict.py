@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from sartorius_infer.cli.options import OK, SOME_FAILED, add_weights, load_plugins
+from sartorius_infer.cli.options import OK, SOME_FAILED, UsageError, add_weights, load_plugins
 from sartorius_infer.errors import ImageError
 from sartorius_infer.version import __version__
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sartorius_infer.run.pipeline import Options, Summary
     from sartorius_infer.run.ranks import Rank
 
+Format = Literal["kaggle", "coco"]
+_SUFFIXES: dict[str, Format] = {".csv": "kaggle", ".json": "coco"}
 
 DESCRIPTION = """\
 Cell instance segmentation with an ensemble of Mask R-CNN checkpoints: images in, submission.csv out.
@@ -67,7 +69,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         help="folder or files (PNG, TIFF, JPEG, BMP); default: the competition's, in /kaggle/input",
     )
     add("--out", type=Path, default=Path("submission.csv"), metavar="FILE", help="default: %(default)s")
-    add("--format", choices=("kaggle", "coco"), default="kaggle", help="of --out (default: %(default)s)")
+    add("--format", choices=("kaggle", "coco"), help="of --out (default: by its suffix, .csv or .json)")
     add("--sample-submission", type=Path, metavar="CSV", help="fixes the set and order of ids")
 
 
@@ -153,6 +155,7 @@ def _count(text: str) -> int:
 def predict_command(arguments: argparse.Namespace) -> int:
     """The main job. Torch is imported only once the images are known to be there."""
     start = time.monotonic()
+    arguments.format = format_of(arguments.out, arguments.format)
     from sartorius_infer.images.find import find_images
     from sartorius_infer.output.submission import open_writer, read_sample_submission
 
@@ -192,6 +195,22 @@ def predict_command(arguments: argparse.Namespace) -> int:
     _report(summary, ignored, ensemble.classes, arguments)
     # torchrun would take any other code for a crash, and start all over.
     return SOME_FAILED if summary.failed and not rank.agent else OK
+
+
+def format_of(out: Path, said: Format | None) -> Format:
+    """What `--out` is written as: by `--format`, else its suffix; kaggle where it is a device or has none.
+
+    Raises UsageError for a suffix that means something else, or nothing.
+    """
+    by_suffix = _SUFFIXES.get(out.suffix.lower())
+    if by_suffix is None and out.suffix and not (out.exists() and not out.is_file()):
+        raise UsageError(f"expected --out to end in .csv (kaggle) or .json (coco), found {out.name}")
+    if said and by_suffix and said != by_suffix:
+        right = next(suffix for suffix, known in _SUFFIXES.items() if known == said)
+        raise UsageError(
+            f"--out {out.name} would be --format {by_suffix}: expected a name in {right} for --format {said}"
+        )
+    return said or by_suffix or "kaggle"
 
 
 @contextmanager

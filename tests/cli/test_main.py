@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from places import ROOT
 from tiny import tiny_model, write_image, write_tiny
 
 from sartorius_infer.cli.main import main
+from sartorius_infer.cli.predict import format_of
 from sartorius_infer.output.predictions import load_prediction
 from sartorius_infer.version import __version__
 
@@ -171,6 +173,54 @@ def test_usage_is_code_2(words: list[str]) -> None:
     assert sartorius(*words)[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("out", "said", "expected"),
+    [
+        ("s.csv", None, "kaggle"),
+        ("S.CSV", "kaggle", "kaggle"),
+        ("s.json", None, "coco"),
+        ("a/b.c/s.Json", "coco", "coco"),
+        ("s", None, "kaggle"),
+        ("s", "coco", "coco"),
+        ("/dev/stdout", None, "kaggle"),
+        ("/dev/null", "coco", "coco"),
+    ],
+)
+def test_the_suffix_of_out_tells_its_format(
+    out: str, said: Literal["kaggle", "coco"] | None, expected: str
+) -> None:
+    assert format_of(Path(out), said) == expected
+
+
+def test_a_pipe_may_have_any_suffix(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "s.pipe")
+    assert format_of(tmp_path / "s.pipe", None) == "kaggle"
+    assert format_of(tmp_path / "s.pipe", "coco") == "coco"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["lab.tif"], "expected --out to end in .csv (kaggle) or .json (coco), found lab.tif"),
+        (["lab.tif", "--format", "coco"], "expected --out to end in .csv (kaggle) or .json (coco), found"),
+        (["s.csv.gz"], "found s.csv.gz"),
+        (
+            ["s.csv", "--format", "coco"],
+            "--out s.csv would be --format kaggle: expected a name in .json for --format coco",
+        ),
+        (["x.json", "--format", "kaggle"], "expected a name in .csv for --format kaggle"),
+    ],
+)
+def test_a_suffix_that_means_something_else_is_a_matter_of_usage(
+    images: Path, words: list[str], expected: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--images", str(images), "--out", *words])
+    assert ended.value.code == 2
+    assert expected in capfd.readouterr().err.splitlines()[-1]
+    assert not Path(words[0]).exists()
+
+
 def test_an_unknown_command_is_told_which_there_are() -> None:
     code, stdout, stderr = sartorius("modles", "--weights", "w")
     assert (code, stdout) == (2, "")
@@ -206,7 +256,7 @@ def test_help_is_code_0(words: list[str]) -> None:
 def test_coco_results_load_in_pycocotools(tiny: Path, images: Path, tmp_path: Path) -> None:
     pycoco = pytest.importorskip("pycocotools.coco")
     out = tmp_path / "results.json"
-    code, _, _ = sartorius("--weights", tiny, "--images", images, "--out", out, "--format", "coco")
+    code, _, _ = sartorius("--weights", tiny, "--images", images, "--out", out)
     assert code == 0
     truth = pycoco.COCO()
     truth.dataset = {

@@ -65,10 +65,11 @@ class Scene:
     weights: Path
     images: Path
     folder: Path
+    name: str = "s.csv"
 
     @property
     def out(self) -> Path:
-        return self.folder / "s.csv"
+        return self.folder / self.name
 
     @property
     def log(self) -> Path:
@@ -109,6 +110,11 @@ def troubled(scene: Scene) -> Scene:
     return scene
 
 
+def of_any_format(scene: Scene) -> Scene:
+    """Its output has no suffix, which would tell one."""
+    return replace(scene, name="s")
+
+
 def numbers_of(ids: Sequence[str]) -> list[int]:
     """What the network logs of these images: those that it can look at."""
     numbers = [int(image_id.removeprefix("image")) for image_id in ids]
@@ -145,6 +151,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_journal_changes_no_byte_and_is_gone_afterwards(troubled: Scene, setting: tuple[str, ...]) -> None:
+    troubled = of_any_format(troubled)
     assert troubled.run(*setting, "--resume") == 3
     assert troubled.out.read_bytes() == troubled.undisturbed(*setting)
     assert not journal_folder(troubled.out).exists()
@@ -163,8 +170,9 @@ def test_from_every_number_of_finished_batches_it_goes_on_to_the_same_bytes(
     troubled: Scene, setting: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Looking only at what is left, and each of it once."""
+    troubled = of_any_format(troubled)
     expected = troubled.undisturbed(*setting)
-    report = capsys.readouterr().out.split("cells", 1)[1].replace("undisturbed", "s.csv")
+    report = capsys.readouterr().out.split("cells", 1)[1].replace("undisturbed", "s")
     size = int(setting[1])
     ids = [file.id for file in find_images([troubled.images])]
     for batches in range(-(-COUNT // size)):
@@ -337,6 +345,7 @@ def test_a_journal_of_another_configuration_is_refused_by_its_name(
 ) -> None:
     monkeypatch.chdir(scene.folder)
     shutil.copy(PLUGIN, scene.folder / "plugin.py")
+    scene = of_any_format(scene)
     own = ["--plugin", str(scene.folder / "plugin.py")]
     base_words = [word for word in scene.words("--batch-size", "2", "--resume") if word != str(PLUGIN)]
     base_words = [*own, *base_words[1:]]
