@@ -120,3 +120,17 @@ def parse_views(text: str | None) -> list[str] | None:
     names = [name.strip() for name in text.split(",")]
     require_views(names)
     return names
+
+
+def require_views(names: Sequence[str]) -> None:
+    """Raise ManifestError for what `parse_view` refuses, and for a view that is named twice, however.
+
+    It would vote twice.
+    """
+    known: dict[View, str] = {}
+    for name in names:
+        view = parse_view(name)
+        if view in known:
+            alias = "" if known[view] == name else f", which is {known[view]!r}"
+            raise ManifestError(f"view {name!r}: expected each view once, found it again{alias}")
+        known[view] = name

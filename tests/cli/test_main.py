@@ -114,6 +114,7 @@ def test_stop_is_code_1_and_leaves_the_earlier_file(tiny: Path, images: Path, tm
         (["--images", "images", "--device", "cuda:7"], "CUDA devices"),
         (["--images", "images", "--device", "abacus"], "abacus"),
         (["--images", "images", "--views", "sideways"], "sideways"),
+        (["--images", "images", "--views", "hflip,hflip"], "view 'hflip': expected each view once"),
         (["--images", "images", "--plugin", "none.py"], "none.py"),
         (["--images", "images", "--save-predictions", "bad.json/x"], "bad.json"),
         ([], "--images"),

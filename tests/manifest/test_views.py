@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sartorius_infer.errors import ManifestError
-from sartorius_infer.manifest.views import IDENTITY, View, parse_view
+from sartorius_infer.manifest.views import IDENTITY, View, parse_view, parse_views
 
 Array = NDArray[np.generic]
 
@@ -170,6 +170,36 @@ def test_names_parse_strictly(text: str) -> None:
     with pytest.raises(ManifestError) as caught:
         parse_view(text)
     assert repr(text) in str(caught.value) and "expected" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("identity,identity", "view 'identity': expected each view once, found it again"),
+        ("hflip, rot90 ,rot90", "view 'rot90': expected each view once, found it again"),
+        ("scale:1.0,identity", "view 'identity': expected each view once, found it again, which is 'scale:1.0'"),
+        ("hflip,hflip+scale:1", "view 'hflip+scale:1': expected each view once, found it again, which is 'hflip'"),
+        ("identity,sideways", "view 'sideways': expected identity"),
+        ("identity,", "view '': expected identity"),
+    ],
+)
+def test_a_list_names_each_view_once(text: str, said: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        parse_views(text)
+    assert str(caught.value).startswith(said)
+
+
+@given(st.lists(st.sampled_from(NAMES), min_size=1))
+def test_names_of_different_views_are_a_list(names: list[str]) -> None:
+    if len(set(map(parse_view, names))) == len(names):
+        assert parse_views(", ".join(names)) == names
+    else:
+        with pytest.raises(ManifestError, match="expected each view once"):
+            parse_views(", ".join(names))
+
+
+def test_no_list_is_no_views() -> None:
+    assert parse_views(None) is parse_views("") is None
 
 
 @given(st.text(alphabet="hvflipscaerot:+.0125 _\n", max_size=16))
