@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 OK, BAD_INPUT, USAGE, SOME_FAILED = 0, 1, 2, 3
@@ -30,6 +31,14 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.py",
         help="run this Python file first; it may register networks of your own",
     )
+
+
+def print_skipped(without_truth: Sequence[str]) -> None:
+    """Name the images that have no truth, and therefore do not count."""
+    if without_truth:
+        names, count = ", ".join(without_truth[:5]), len(without_truth)
+        more = f" and {count - 5} more" if count > 5 else ""
+        print(f"skipped   {count} image{'s' * (count > 1)} without truth: {names}{more}")
 
 
 def load_plugins(arguments: argparse.Namespace) -> None:

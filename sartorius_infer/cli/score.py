@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sartorius_infer.cli.options import OK
+from sartorius_infer.cli.options import OK, print_skipped
 from sartorius_infer.errors import TruthError
 
 if TYPE_CHECKING:
@@ -40,14 +40,15 @@ def score_parser() -> argparse.ArgumentParser:
 
 def score_command(arguments: argparse.Namespace) -> int:
     """Print the score, and write what was asked for."""
-    from sartorius_infer.evaluate.scoring import as_json, compare, read_found, score
+    from sartorius_infer.evaluate.scoring import as_json, compare, read_annotated, score
     from sartorius_infer.evaluate.truth import read_truth
 
     truth = read_truth(arguments.truth)
-    found = read_found(arguments.submission, truth)
+    found, without_truth = read_annotated(arguments.submission, truth)
     result = score(truth, found)
-    content = as_json(result, str(arguments.submission))
+    content = as_json(result, str(arguments.submission)) | {"skipped": without_truth}
     _print_score(result, len(truth), content["interval_95"])
+    print_skipped(without_truth)
     if arguments.coco:
         from sartorius_infer.evaluate.coco_score import coco_summary
 
@@ -56,7 +57,7 @@ def score_command(arguments: argparse.Namespace) -> int:
         # JSON has no NaN, and most of what reads it takes none.
         content["coco"] = {name: None if value != value else value for name, value in measures.items()}
     if arguments.against:
-        other = score(truth, read_found(arguments.against, truth))
+        other = score(truth, read_annotated(arguments.against, truth)[0])
         try:
             compared = compare(result, other)
         except TruthError as error:

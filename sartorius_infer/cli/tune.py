@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sartorius_infer.cli.options import OK, add_weights, load_plugins
+from sartorius_infer.cli.options import OK, add_weights, load_plugins, print_skipped
 from sartorius_infer.errors import ManifestError, TruthError
 
 if TYPE_CHECKING:
@@ -88,19 +88,33 @@ def _examples(arguments: argparse.Namespace) -> tuple[dict[str, Any], Manifest, 
     truth = read_truth(arguments.truth)
     images: Iterable[tuple[Prediction, ...]]
     if arguments.predictions is None:
-        ensemble, files = _networks(arguments)
+        ensemble, found = _networks(arguments)
+        files = _annotated(found, [file.id for file in found], truth, arguments.truth)
         manifest, ids, images = ensemble.manifest, [file.id for file in files], _look(ensemble, files)
     else:
-        manifest, images = _load_predictions(arguments)
+        manifest, saved = _load_predictions(arguments)
+        images = _annotated(saved, [members[0].image_id for members in saved], truth, arguments.truth)
         ids = [members[0].image_id for members in images]
     # Before any network runs, for that takes long.
     content = manifest.model_dump(mode="json", by_alias=True, exclude_unset=True)
     _relocate(content, _folder(arguments.weights), arguments.out)
     _require_place(arguments.out)
-    if unknown := [image_id for image_id in ids if image_id not in truth]:
-        raise TruthError(f"{arguments.truth}: expected the truth of every image, found none of {unknown[0]}")
     require_folds(len(ids), arguments.folds, arguments.seed)
     return content, manifest, [Example(m, truth[i]) for i, m in zip(ids, images, strict=True)]
+
+
+T = TypeVar("T")
+
+
+def _annotated(items: Sequence[T], ids: Sequence[str], truth: Container[str], source: Path) -> list[T]:
+    """The items whose ids have their truth; names the others. Raises TruthError where none is left."""
+    without_truth = [image_id for image_id in ids if image_id not in truth]
+    if len(without_truth) == len(ids):
+        raise TruthError(
+            f"{source}: expected the truth of an image, found none of {', '.join(without_truth[:5])}"
+        )
+    print_skipped(without_truth)
+    return [item for item, image_id in zip(items, ids, strict=True) if image_id in truth]
 
 
 def _require_place(out: Path) -> None:

@@ -17,7 +17,7 @@ from sartorius_infer.cli.main import main
 from sartorius_infer.errors import SubmissionError, TruthError
 from sartorius_infer.evaluate.coco_score import coco_summary
 from sartorius_infer.evaluate.metric import THRESHOLDS
-from sartorius_infer.evaluate.scoring import FoundCell, bootstrap, compare, read_found, score
+from sartorius_infer.evaluate.scoring import FoundCell, bootstrap, compare, read_annotated, read_found, score
 from sartorius_infer.evaluate.truth import TrueImage, read_truth
 from sartorius_infer.output.submission import CocoWriter, SubmissionWriter
 from sartorius_infer.types import Instances, Int32
@@ -201,6 +201,57 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "s.csv")
     assert table["score"].is_monotonic_increasing
     assert set(table["id"]) == set(maps)
+
+
+def drop_truth(train: Path, *ids: str) -> None:
+    table = pd.read_csv(train)
+    table[~table["id"].isin(ids)].to_csv(train, index=False)
+
+
+@pytest.mark.parametrize("name", ["submission.csv", "results.json"])
+def test_images_without_truth_are_skipped_with_a_line(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, _, maps = write_case(tmp_path)
+    with CocoWriter(tmp_path / "results.json") as writer:
+        for image_id, (_, found) in maps.items():
+            writer.add(as_instances(image_id, found))
+    drop_truth(train, "i0", "i2")
+    truth, file = read_truth(train), tmp_path / name
+    found, without = read_annotated(file, truth)
+    assert (sorted(found), without) == (["i1", "i3"], ["i0", "i2"])
+    with pytest.raises(TruthError, match=rf"{name}: (line 2: )?expected an image of the truth, found 'i0'"):
+        read_found(file, truth)
+    words = ["score", "--truth", train, "--submission", file, "--against", file, "--json", tmp_path / "s"]
+    assert main([str(word) for word in words]) == 0
+    said = capsys.readouterr().out
+    assert "\nimages    2 (astro 2)\n" in said
+    assert "\nskipped   2 images without truth: i0, i2\n" in said
+    assert json.loads((tmp_path / "s").read_text())["skipped"] == ["i0", "i2"]
+
+
+def test_of_many_skipped_images_five_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, submission, _ = write_case(tmp_path, images=8)
+    drop_truth(train, *(f"i{i}" for i in range(7)))
+    assert main(["score", "--truth", str(train), "--submission", str(submission)]) == 0
+    assert "skipped   7 images without truth: i0, i1, i2, i3, i4 and 2 more\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["submission.csv", "results.json"])
+def test_where_no_image_is_left_it_is_an_error(tmp_path: Path, name: str) -> None:
+    train, _, maps = write_case(tmp_path)
+    with CocoWriter(tmp_path / "results.json") as writer:
+        writer.add(as_instances("who", maps["i0"][1]))
+    (tmp_path / "submission.csv").write_text("id,predicted\nwho,1 5\nwho,9 1\nwhose,\n")
+    with pytest.raises(TruthError, match=rf"{name}: expected an image of the truth, found who"):
+        read_annotated(tmp_path / name, read_truth(train))
+
+
+def test_results_without_cells_are_of_every_image(tmp_path: Path) -> None:
+    train, _, maps = write_case(tmp_path)
+    with CocoWriter(tmp_path / "results.json"):
+        pass
+    assert read_annotated(tmp_path / "results.json", read_truth(train)) == ({i: [] for i in maps}, [])
 
 
 BROKEN: list[tuple[str, str, type[Exception], str]] = [

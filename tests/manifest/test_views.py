@@ -177,8 +177,14 @@ def test_names_parse_strictly(text: str) -> None:
     [
         ("identity,identity", "view 'identity': expected each view once, found it again"),
         ("hflip, rot90 ,rot90", "view 'rot90': expected each view once, found it again"),
-        ("scale:1.0,identity", "view 'identity': expected each view once, found it again, which is 'scale:1.0'"),
-        ("hflip,hflip+scale:1", "view 'hflip+scale:1': expected each view once, found it again, which is 'hflip'"),
+        (
+            "scale:1.0,identity",
+            "view 'identity': expected each view once, found it again, which is 'scale:1.0'",
+        ),
+        (
+            "hflip,hflip+scale:1",
+            "view 'hflip+scale:1': expected each view once, found it again, which is 'hflip'",
+        ),
         ("identity,sideways", "view 'sideways': expected identity"),
         ("identity,", "view '': expected identity"),
     ],

@@ -248,6 +248,24 @@ def test_what_cannot_be_is_told_before_networks_run(
         assert "Traceback" not in error
 
 
+@pytest.mark.slow
+def test_images_without_truth_are_skipped_with_a_line(
+    tmp_path: Path, case: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of predictions as of images, of which no network sees them."""
+    manifest, saved, train = case
+    for i in range(4):
+        write_image(tmp_path / "images" / f"i{i}.png", SIZE, seed=i)
+    table = pd.read_csv(train)
+    table[table["id"] != "i2"].to_csv(train, index=False)
+    out = manifest.parent / "tuned.json"
+    words = ["tune", "--weights", manifest, "--truth", train, "--folds", 3, "--out", out]
+    for source in (["--predictions", saved], ["--images", tmp_path / "images"]):
+        assert main([str(word) for word in (*words, *source)]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith("skipped   1 image without truth: i2\nimages    3, 3 folds\n")
+
+
 def test_predictions_of_other_classes_than_the_manifests(
     case: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
