@@ -27,6 +27,7 @@ from sartorius_infer.checkpoints.storage import Store, pack
 from sartorius_infer.ensemble.loading import build_network
 from sartorius_infer.files import file_sha256
 from sartorius_infer.manifest.manifest import MANIFEST_NAME, ModelSpec, load_manifest
+from sartorius_infer.manifest.writing import content_of, write_manifest
 from sartorius_infer.networks import family_of
 
 CONTENTS, METADATA = "CONTENTS.json", "dataset-metadata.json"
@@ -105,8 +106,7 @@ def build(
             each.mkdir(exist_ok=True)
         own = build_own(wheel_folder)
         add_missing(own, image, wheels)
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        content.pop("$schema", None)
+        content = content_of(plan.manifest, moves=True)
         networks = {}
         for entry, spec in zip(content["models"], plan.manifest.models, strict=True):
             source = plan.path(spec)
@@ -121,7 +121,7 @@ def build(
                 "bytes": target.stat().st_size,
                 "format": "safetensors",
             }
-        _write_json(folder / MANIFEST_NAME, content)
+        write_manifest(folder / MANIFEST_NAME, content)
         _write_json(folder / METADATA, metadata.json())
         _write_json(folder / CONTENTS, {"kind": KIND, "store": store, "files": _listing(folder)})
         for path in folder.rglob("*"):

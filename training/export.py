@@ -16,6 +16,7 @@ from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.member import Member
 from sartorius_infer.files import atomic_file, bytes_sha256
 from sartorius_infer.manifest.manifest import MANIFEST_NAME, Manifest, ModelSpec
+from sartorius_infer.manifest.writing import write_manifest
 from sartorius_infer.networks.torchvision.rcnn import build_network
 from training.model import exported_state
 from training.recipe import Recipe
@@ -76,9 +77,7 @@ def write_checkpoint(out: Path, recipe: Recipe, state: Mapping[str, Tensor], pro
     file = out / f"{recipe.name}.safetensors"
     content = save(pack(tensors, recipe.store, str(file)))
     manifest = manifest_of(recipe, provenance, sha256=bytes_sha256(content), bytes=len(content))
-    text = json.dumps(manifest.model_dump(mode="json", by_alias=True, exclude_unset=True), indent=2)
     with atomic_file(file, "wb") as weights:
         weights.write(content)
-    with atomic_file(out / MANIFEST_NAME, "w") as listing:
-        listing.write(text + "\n")
+    write_manifest(out / MANIFEST_NAME, manifest)
     return manifest.models[0]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,9 +16,8 @@ from sartorius_infer.competition import default_classes, default_rules
 from sartorius_infer.ensemble.loading import Opened, open_bare
 from sartorius_infer.errors import CheckpointError, ManifestError
 from sartorius_infer.files import Paths, as_paths, atomic_file, bytes_sha256, file_sha256
-from sartorius_infer.manifest.manifest import MANIFEST_NAME, Manifest, ModelSpec, load_manifest
-
-_SHORT_LIST = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s+\]")
+from sartorius_infer.manifest.manifest import MANIFEST_NAME, ModelSpec, load_manifest
+from sartorius_infer.manifest.writing import manifest_text, with_entries
 
 
 @dataclass(frozen=True)
@@ -170,27 +167,13 @@ def _preprocessing(spec: ModelSpec) -> dict[str, Any]:
 def _listing(path: Path, entries: Sequence[dict[str, Any]], add: bool) -> str:
     """The manifest's new text, checked."""
     if add:
-        load_manifest(path)
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["models"] += entries
-    else:
-        classes = entries[0]["classes"]
-        content = {
-            "version": 1,
-            "classes": classes,
-            "models": list(entries),
-            "views": ["identity"],
-            "rules": default_rules(classes).model_dump(mode="json", exclude_none=True),
-        }
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    try:
-        Manifest.model_validate_json(text)
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise ManifestError(f"{path}: the new entry does not fit: {reason[:300]}") from None
-    return _SHORT_LIST.sub(_one_line, text) + "\n"
-
-
-def _one_line(found: re.Match[str]) -> str:
-    lines = found[1].split("\n")  # text may hold other line ends
-    return f"[{' '.join(line.strip() for line in lines)}]"
+        return manifest_text(path, with_entries(path, entries))
+    classes = entries[0]["classes"]
+    content = {
+        "version": 1,
+        "classes": classes,
+        "models": list(entries),
+        "views": ["identity"],
+        "rules": default_rules(classes).model_dump(mode="json", exclude_none=True),
+    }
+    return manifest_text(path, content)

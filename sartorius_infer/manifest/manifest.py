@@ -168,16 +168,24 @@ def load_manifest(path: Path) -> Plan:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: expected a readable JSON file, found {error}") from None
+    manifest = parse_manifest(text, path)
+    for index, spec in enumerate(manifest.models):
+        _require_inside(path, f"$.models[{index}].file", spec.file)
+    return Plan(manifest, path.parent)
+
+
+def parse_manifest(text: str, path: Path) -> Manifest:
+    """Check the text of a manifest that is, or will be, at `path`; no file is looked at.
+
+    Raises ManifestError naming `path` and the JSON path of the first fault.
+    """
     try:
         content = json.loads(text, object_pairs_hook=_no_duplicates)
-        manifest = Manifest.model_validate_json(text)
+        return Manifest.model_validate_json(text)
     except ValidationError as error:
         raise ManifestError(f"{path}: {_describe_fault(error, content)}") from None
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{path}: expected JSON, found {error}") from None
-    for index, spec in enumerate(manifest.models):
-        _require_inside(path, f"$.models[{index}].file", spec.file)
-    return Plan(manifest, path.parent)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -306,9 +306,15 @@ def test_as_many_class_names_as_the_checkpoint_has(run: Path, tmp_path: Path, na
     )
 
 
-@pytest.mark.parametrize("names", [("a", "a", "b"), ("a", "", "b")])
-def test_class_names_that_no_manifest_takes(run: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
-    assert "the new entry does not fit: " in refused(tmp_path / "weights", run, ManifestError, classes=names)
+@pytest.mark.parametrize(
+    ("names", "where"),
+    [(("a", "a", "b"), "$.classes: expected each once"), (("a", "", "b"), "$.classes[1]: ")],
+)
+def test_class_names_that_no_manifest_takes(
+    run: Path, tmp_path: Path, names: tuple[str, ...], where: str
+) -> None:
+    said = refused(tmp_path / "weights", run, ManifestError, classes=names)
+    assert said.startswith(f"{tmp_path / 'weights' / 'weights_manifest.json'}: {where}")
 
 
 @pytest.mark.parametrize("names", [("µ", "b\u2028c", "\x85"), ("[", "]\n", '"{'), ("\x0b", "  a ", "b\rc")])
@@ -379,7 +385,7 @@ def test_relative_paths_and_links(run: Path, tmp_path: Path, monkeypatch: pytest
 def test_a_name_that_is_taken(run: Path, tmp_path: Path, listing: Path) -> None:
     more = tmp_path / "weights" / "more"
     said = refused(more, run, ManifestError, manifest=listing, name="one", classes=NAMES)
-    assert said.startswith(f"{listing}: the new entry does not fit: ")
+    assert said.startswith(f"{listing}: $.models[*].name: expected each once, found 'one' twice")
     assert "$.models[*].name: expected each once, found 'one' twice" in said
 
 
