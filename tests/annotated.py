@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from factories import random_prediction
 
 from sartorius_infer.cells.claim import build_instances
-from sartorius_infer.cells.rle import split_label_map
+from sartorius_infer.cells.rle import encode_label_map, split_label_map
 from sartorius_infer.evaluate.metric import score_image
 from sartorius_infer.evaluate.truth import TrueImage
 from sartorius_infer.manifest.rules import ClassRule, Rules
+from sartorius_infer.output.predictions import save_prediction
 from sartorius_infer.tuning.choices import Choice
 from sartorius_infer.tuning.members import combine
 from sartorius_infer.tuning.trials import Example
@@ -44,3 +47,17 @@ def plain_scores(some: Sequence[Example], choice: Choice) -> list[float]:
         found = split_label_map(cells.label_map, len(cells))
         scores.append(score_image("", example.truth.masks, found, SIZE[0] * SIZE[1]).ap)
     return scores
+
+
+def write_saved(folder: Path, classes: Sequence[str] = CLASSES, count: int = 4) -> tuple[Path, Path]:
+    """`saved/` and `train.csv` in `folder`: predictions, and as truth what hidden rules make of them."""
+    rng, rows = np.random.default_rng(0), []
+    for i in range(count):
+        prediction = replace(random_prediction(rng, 12, SIZE), image_id=f"i{i}")
+        save_prediction(folder / "saved", prediction)
+        cells = build_instances(prediction, HIDDEN, CLASSES)
+        texts = encode_label_map(cells.label_map, len(cells))
+        rows += [(f"i{i}", text, SIZE[1], SIZE[0], classes[0]) for text in texts if text]
+    columns = ["id", "annotation", "width", "height", "cell_type"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "train.csv", index=False)
+    return folder / "saved", folder / "train.csv"

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sartorius_infer.cli.options import OK, add_weights, load_plugins, print_skipped
-from sartorius_infer.errors import ManifestError, TruthError
+from sartorius_infer.errors import TruthError
 
 if TYPE_CHECKING:
     from sartorius_infer.ensemble.ensemble import Ensemble
     from sartorius_infer.images.find import ImageFile
     from sartorius_infer.manifest.manifest import Manifest
+    from sartorius_infer.manifest.moving import Moved
     from sartorius_infer.tuning.choices import Choice
     from sartorius_infer.tuning.search import Tuned
     from sartorius_infer.tuning.trials import Example
@@ -43,7 +42,14 @@ def tune_parser() -> argparse.ArgumentParser:
         help="from --save-predictions, instead of --images: no network runs. One folder of the whole "
         "ensemble, or one for each network of the manifest, named as it or else in the manifest's order",
     )
-    add("--out", type=Path, required=True, metavar="JSON", help="the manifest with what was chosen")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="JSON",
+        help="the manifest with what was chosen, anywhere; weights that do not lie below its folder are "
+        "linked, or else copied, into <name>_weights beside it",
+    )
     add("--plot", type=Path, metavar="PNG", help="curves of the score (default: beside --out)")
     add("--folds", type=int, default=5, metavar="N", help="of cross-validation (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of folds and intervals (default: %(default)s)")
@@ -55,12 +61,13 @@ def tune_command(arguments: argparse.Namespace) -> int:
     """Choose, judge, write and draw."""
     from tqdm import tqdm
 
+    from sartorius_infer.manifest.moving import write_moved
     from sartorius_infer.tuning.choices import choice_of
     from sartorius_infer.tuning.curves import curves, save_plot
     from sartorius_infer.tuning.search import tune
     from sartorius_infer.tuning.trials import Scorer
 
-    content, manifest, examples = _examples(arguments)
+    moved, manifest, examples = _examples(arguments)
     scorer = Scorer(examples, manifest.classes)
     start = choice_of(manifest, apart=scorer.members > 1)
     with tqdm(total=arguments.folds + 1, unit=" fold", desc="search", dynamic_ncols=True) as bar:
@@ -72,16 +79,19 @@ def tune_command(arguments: argparse.Namespace) -> int:
         drawn = curves(scorer, tuned.choice)
         bar.update()
     _report(manifest, start, tuned)
-    _write(arguments.out, _with_choice(content, tuned.choice), tuned)
+    chosen = _with_choice(moved.content, tuned.choice) | {"evidence": _evidence(tuned)}
+    weights = write_moved(moved, chosen)
     picture = arguments.plot or arguments.out.with_suffix(".png")
     save_plot(drawn, picture)
-    print(f"written   {arguments.out}\n          {picture}")
+    print(f"written   {arguments.out}", *weights, picture, sep="\n          ")
     return OK
 
 
-def _examples(arguments: argparse.Namespace) -> tuple[dict[str, Any], Manifest, list[Example]]:
-    """The manifest's JSON with paths as seen from --out, the manifest, and annotated predictions."""
+def _examples(arguments: argparse.Namespace) -> tuple[Moved, Manifest, list[Example]]:
+    """The manifest as --out will call it, the manifest, and annotated predictions."""
     from sartorius_infer.evaluate.truth import read_truth
+    from sartorius_infer.manifest.manifest import Plan
+    from sartorius_infer.manifest.moving import move
     from sartorius_infer.tuning.search import require_folds
     from sartorius_infer.tuning.trials import Example
 
@@ -96,11 +106,9 @@ def _examples(arguments: argparse.Namespace) -> tuple[dict[str, Any], Manifest, 
         images = _annotated(saved, [members[0].image_id for members in saved], truth, arguments.truth)
         ids = [members[0].image_id for members in images]
     # Before any network runs, for that takes long.
-    content = manifest.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    _relocate(content, _folder(arguments.weights), arguments.out)
-    _require_place(arguments.out)
+    moved = move(Plan(manifest, _folder(arguments.weights)), arguments.out)
     require_folds(len(ids), arguments.folds, arguments.seed)
-    return content, manifest, [Example(m, truth[i]) for i, m in zip(ids, images, strict=True)]
+    return moved, manifest, [Example(m, truth[i]) for i, m in zip(ids, images, strict=True)]
 
 
 T = TypeVar("T")
@@ -115,15 +123,6 @@ def _annotated(items: Sequence[T], ids: Sequence[str], truth: Container[str], so
         )
     print_skipped(without_truth)
     return [item for item, image_id in zip(items, ids, strict=True) if image_id in truth]
-
-
-def _require_place(out: Path) -> None:
-    """Raise ManifestError unless `out` can be written."""
-    folder = out.resolve().parent
-    if out.is_dir():
-        raise ManifestError(f"{out}: expected --out to be a file, found a folder")
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ManifestError(f"{out}: expected --out in a folder that can be written, found none at {folder}")
 
 
 def _load_predictions(arguments: argparse.Namespace) -> tuple[Manifest, list[tuple[Prediction, ...]]]:
@@ -175,18 +174,6 @@ def _folder(weights: Sequence[Path]) -> Path:
     from sartorius_infer.ensemble.weights import find_weights
 
     return find_weights(weights).folder
-
-
-def _relocate(content: dict[str, Any], folder: Path, out: Path) -> None:
-    """Write paths as seen from `out`; raise ManifestError for a file that does not lie below its folder."""
-    content.pop("$schema", None)
-    for model in content["models"]:
-        file = (folder / model["file"]).resolve()
-        if not file.is_relative_to(out.parent.resolve()):
-            raise ManifestError(
-                f"{out}: expected --out in a folder above {file}, found {out.parent.resolve()}"
-            )
-        model["file"] = os.path.relpath(file, out.parent.resolve())
 
 
 def _report(manifest: Manifest, start: Choice, tuned: Tuned) -> None:
@@ -247,12 +234,11 @@ def _with_choice(content: dict[str, Any], choice: Choice) -> dict[str, Any]:
     return content | {"models": models, "fusion": content.get("fusion", {}) | {"iou": choice.fusion.iou}}
 
 
-def _write(out: Path, content: dict[str, Any], tuned: Tuned) -> None:
-    from sartorius_infer.files import atomic_file
-    from sartorius_infer.manifest.manifest import Evidence, Manifest
+def _evidence(tuned: Tuned) -> dict[str, Any]:
+    from sartorius_infer.manifest.manifest import Evidence
 
     gain = tuned.gain
-    evidence = Evidence(
+    return Evidence(
         images=len(tuned.unseen),
         folds=tuned.folds,
         seed=tuned.seed,
@@ -261,8 +247,4 @@ def _write(out: Path, content: dict[str, Any], tuned: Tuned) -> None:
         unseen=float(tuned.unseen.mean()),
         low=gain.low,
         high=gain.high,
-    )
-    text = json.dumps(content | {"evidence": evidence.model_dump()}, indent=2, ensure_ascii=False)
-    Manifest.model_validate_json(text)
-    with atomic_file(out, "w") as file:
-        file.write(text + "\n")
+    ).model_dump()

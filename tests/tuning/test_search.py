@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
-from annotated import CLASSES, HIDDEN, SIZE, examples, plain_scores
+from annotated import CLASSES, HIDDEN, SIZE, examples, plain_scores, write_saved
 from factories import random_prediction
 from tiny import write_image, write_tiny
 
-from sartorius_infer.cells.claim import build_instances
-from sartorius_infer.cells.rle import encode_label_map, split_label_map
+from sartorius_infer.cells.rle import split_label_map
 from sartorius_infer.cli.main import main
 from sartorius_infer.errors import TruthError
 from sartorius_infer.evaluate.truth import TrueImage
@@ -94,19 +92,7 @@ def command(*words: Any) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def case(tmp_path: Path) -> tuple[Path, Path, Path]:
     """A manifest of a tiny network, saved predictions, and train.csv."""
-    manifest = write_tiny(tmp_path / "kit")
-    plan = load_manifest(manifest).manifest
-    rng, rows = np.random.default_rng(0), []
-    for i in range(4):
-        prediction = replace(random_prediction(rng, 12, SIZE), image_id=f"i{i}")
-        save_prediction(tmp_path / "saved", prediction)
-        cells = build_instances(prediction, HIDDEN, plan.classes)
-        rows += [
-            (f"i{i}", t, SIZE[1], SIZE[0], "a") for t in encode_label_map(cells.label_map, len(cells)) if t
-        ]
-    columns = ["id", "annotation", "width", "height", "cell_type"]
-    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "train.csv", index=False)
-    return manifest, tmp_path / "saved", tmp_path / "train.csv"
+    return write_tiny(tmp_path / "kit"), *write_saved(tmp_path)
 
 
 @pytest.mark.slow
@@ -189,7 +175,7 @@ def test_one_line_on_an_error(case: tuple[Path, Path, Path], tmp_path: Path) -> 
     words = ("--weights", manifest, "--truth", train, "--out", tmp_path / "elsewhere" / "t.json")
     for more, said in (
         (("--predictions", tmp_path / "none"), "found none"),
-        (("--predictions", saved), "expected --out in a folder above"),
+        (("--predictions", saved), "t.json: expected a file in a folder that can be written, found none at"),
     ):
         run = command(*words, *more)
         assert run.returncode == 1
@@ -239,7 +225,7 @@ def test_what_cannot_be_is_told_before_networks_run(
         (both, "t.json", (), "at least 5 annotated images"),
         (both, "t.json", ("--folds", 2, "--seed", -1), "seed of 0 or more, found -1"),
         (both, "kit", ("--folds", 2), "found a folder"),
-        (both, "t.json/t.json", ("--folds", 2), "expected --out in a folder above"),
+        (both, "none/t.json", ("--folds", 2), "none/t.json: expected a file in a folder that can be written"),
     ):
         train.write_text(text)
         assert main([str(word) for word in (*words, "--out", tmp_path / out, *more)]) == 1
