@@ -12,6 +12,7 @@ from sartorius_infer.errors import TruthError
 
 if TYPE_CHECKING:
     from sartorius_infer.ensemble.ensemble import Ensemble
+    from sartorius_infer.ensemble.weights import Weights
     from sartorius_infer.images.find import ImageFile
     from sartorius_infer.manifest.manifest import Manifest
     from sartorius_infer.manifest.moving import Moved
@@ -89,24 +90,26 @@ def tune_command(arguments: argparse.Namespace) -> int:
 
 def _examples(arguments: argparse.Namespace) -> tuple[Moved, Manifest, list[Example]]:
     """The manifest as --out will call it, the manifest, and annotated predictions."""
+    from sartorius_infer.ensemble.weights import find_weights
     from sartorius_infer.evaluate.truth import read_truth
     from sartorius_infer.manifest.manifest import Plan
     from sartorius_infer.manifest.moving import move
     from sartorius_infer.tuning.search import require_folds
     from sartorius_infer.tuning.trials import Example
 
-    truth = read_truth(arguments.truth)
+    truth, weights = read_truth(arguments.truth), find_weights(arguments.weights)
     images: Iterable[tuple[Prediction, ...]]
     if arguments.predictions is None:
-        ensemble, found = _networks(arguments)
+        ensemble, found = _networks(arguments, weights)
         files = _annotated(found, [file.id for file in found], truth, arguments.truth)
         manifest, ids, images = ensemble.manifest, [file.id for file in files], _look(ensemble, files)
     else:
-        manifest, saved = _load_predictions(arguments)
+        manifest = weights.require_plan().manifest
+        saved = _load_predictions(arguments.predictions, manifest)
         images = _annotated(saved, [members[0].image_id for members in saved], truth, arguments.truth)
         ids = [members[0].image_id for members in images]
     # Before any network runs, for that takes long.
-    moved = move(Plan(manifest, _folder(arguments.weights)), arguments.out)
+    moved = move(Plan(manifest, weights.folder), arguments.out)
     require_folds(len(ids), arguments.folds, arguments.seed)
     return moved, manifest, [Example(m, truth[i]) for i, m in zip(ids, images, strict=True)]
 
@@ -125,13 +128,10 @@ def _annotated(items: Sequence[T], ids: Sequence[str], truth: Container[str], so
     return [item for item, image_id in zip(items, ids, strict=True) if image_id in truth]
 
 
-def _load_predictions(arguments: argparse.Namespace) -> tuple[Manifest, list[tuple[Prediction, ...]]]:
-    """The manifest, and for each image what was saved: of the ensemble, or of each member."""
-    from sartorius_infer.ensemble.weights import find_weights
+def _load_predictions(folders: Sequence[Path], manifest: Manifest) -> list[tuple[Prediction, ...]]:
+    """For each image what was saved: of the ensemble, or of each member."""
     from sartorius_infer.output.predictions import load_members, match_folders, require_classes
 
-    manifest = find_weights(arguments.weights).require_plan().manifest
-    folders = arguments.predictions
     if len(folders) > 1:
         names = [model.name for model in manifest.models]
         folders = match_folders(folders, names)
@@ -141,17 +141,20 @@ def _load_predictions(arguments: argparse.Namespace) -> tuple[Manifest, list[tup
     for members in images:
         for prediction, folder in zip(members, folders, strict=True):
             require_classes(prediction, len(manifest.classes), folder)
-    return manifest, images
+    return images
 
 
-def _networks(arguments: argparse.Namespace) -> tuple[Ensemble, tuple[ImageFile, ...]]:
+def _networks(arguments: argparse.Namespace, weights: Weights) -> tuple[Ensemble, tuple[ImageFile, ...]]:
     """The ensemble, and the images that it will see."""
-    from sartorius_infer.ensemble.loading import load_ensemble
+    from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve_precision
+    from sartorius_infer.ensemble.loading import load
     from sartorius_infer.images.find import find_images
 
     load_plugins(arguments)
     files = find_images(arguments.images)
-    return load_ensemble(arguments.weights, arguments.device), files
+    device = resolve_device(arguments.device)
+    keep_memory(device)
+    return load(weights, device, resolve_precision("auto", device)), files
 
 
 def _look(ensemble: Ensemble, files: Sequence[ImageFile]) -> Iterator[tuple[Prediction, ...]]:
@@ -167,13 +170,6 @@ def _look(ensemble: Ensemble, files: Sequence[ImageFile]) -> Iterator[tuple[Pred
     for file in tqdm(files, unit=" image", desc="predict", dynamic_ncols=True):
         image = read_image(file)
         yield tuple(predict(one, [image])[0] for one in alone)
-
-
-def _folder(weights: Sequence[Path]) -> Path:
-    """The folder that the files of a manifest are relative to; bare checkpoints name theirs themselves."""
-    from sartorius_infer.ensemble.weights import find_weights
-
-    return find_weights(weights).folder
 
 
 def _report(manifest: Manifest, start: Choice, tuned: Tuned) -> None:

@@ -9,7 +9,7 @@ from typing import overload
 
 import torch
 
-from sartorius_infer.cells.instances import build_instances, selector
+from sartorius_infer.cells.claim import build_instances, selector
 from sartorius_infer.ensemble.member import Member
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import ManifestError

@@ -109,7 +109,7 @@ def predict(
 
 
 def _predict_alike(
-    ensemble: Ensemble,
+    ensemble: Voters,
     images: Sequence[CellImage],
     select: Select | None,
     roi_chunk: int | None,

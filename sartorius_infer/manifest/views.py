@@ -99,15 +99,19 @@ def parse_view(text: str) -> View:
 
 
 def require_views(names: Sequence[str]) -> None:
-    """Raise ManifestError unless each name is a view's, no view is there twice, and there is one."""
+    """Raise ManifestError for no views, for what `parse_view` refuses, and for a view that is there twice.
+
+    However it is named, it would vote twice.
+    """
     if isinstance(names, str) or not names:
         raise ManifestError(f"views: expected a list of one or more names, found {names!r}")
-    seen: list[View] = []
+    known: dict[View, str] = {}
     for name in names:
         view = parse_view(name)
-        if view in seen:
-            raise ManifestError(f"view {name!r}: expected each view once, found it again")
-        seen.append(view)
+        if view in known:
+            alias = "" if known[view] == name else f", which is {known[view]!r}"
+            raise ManifestError(f"view {name!r}: expected each view once, found it again{alias}")
+        known[view] = name
 
 
 def parse_views(text: str | None) -> list[str] | None:
@@ -120,17 +124,3 @@ def parse_views(text: str | None) -> list[str] | None:
     names = [name.strip() for name in text.split(",")]
     require_views(names)
     return names
-
-
-def require_views(names: Sequence[str]) -> None:
-    """Raise ManifestError for what `parse_view` refuses, and for a view that is named twice, however.
-
-    It would vote twice.
-    """
-    known: dict[View, str] = {}
-    for name in names:
-        view = parse_view(name)
-        if view in known:
-            alias = "" if known[view] == name else f", which is {known[view]!r}"
-            raise ManifestError(f"view {name!r}: expected each view once, found it again{alias}")
-        known[view] = name

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from annotated import CLASSES, HIDDEN, SIZE, examples, plain_scores, write_saved
 from factories import random_prediction
