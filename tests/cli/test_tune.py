@@ -15,9 +15,10 @@ from kits import contents
 from places import ROOT
 from tiny import write_image, write_tiny
 
+from sartorius_infer.checkpoints.files import verify_files
 from sartorius_infer.cli.main import main
 from sartorius_infer.files import file_sha256
-from sartorius_infer.manifest.manifest import load_manifest, verify_files
+from sartorius_infer.manifest.manifest import load_manifest
 
 INCLUDED = load_manifest(ROOT / "weights_manifest.json")
 

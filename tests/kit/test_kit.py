@@ -33,7 +33,8 @@ from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import CheckpointError, ManifestError
 from sartorius_infer.files import file_sha256
-from sartorius_infer.images import images
+from sartorius_infer.images.find import find_images
+from sartorius_infer.images.read import read_image
 from sartorius_infer.manifest.manifest import MANIFEST_NAME, load_manifest
 from sartorius_infer.networks import registry
 
@@ -155,8 +156,8 @@ def test_weights_are_stored_as_asked_for(manifest: Path, tmp_path: Path, store: 
 
 
 def predicted(manifest: Path, folder: Path) -> dict[str, Any]:
-    (file,) = images.find_images([write_image(folder / "image.png")])
-    (found,) = predict(load_ensemble([manifest], CPU), [images.read_image(file)])
+    (file,) = find_images([write_image(folder / "image.png")])
+    (found,) = predict(load_ensemble([manifest], CPU), [read_image(file)])
     return {name: getattr(found, name) for name in ("boxes", "scores", "labels", "masks")}
 
 

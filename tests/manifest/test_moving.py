@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from kits import contents
 
+from sartorius_infer.checkpoints.files import verify_files
 from sartorius_infer.errors import ManifestError
 from sartorius_infer.files import file_sha256
 from sartorius_infer.manifest import moving
-from sartorius_infer.manifest.manifest import Manifest, Plan, load_manifest, verify_files
+from sartorius_infer.manifest.manifest import Manifest, Plan, load_manifest
 from sartorius_infer.manifest.moving import move, write_moved
 
 
