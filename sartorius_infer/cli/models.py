@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 
-from sartorius_infer.cli.options import OK, add_weights, load_plugins
+from sartorius_infer.cli.options import OK, add_rules, add_weights, load_plugins, with_rules
 
 
 def models_parser() -> argparse.ArgumentParser:
     """The options of `models`."""
     parser = argparse.ArgumentParser(
         prog="python -m sartorius_infer models",
-        description="Describe a manifest or checkpoints: what was inferred, what is assumed, size, checksum.",
+        description="Describe a manifest or checkpoints: what was inferred, what is assumed, size, checksum, "
+        "and the rules in force.",
     )
     add_weights(parser)
+    add_rules(parser)
     return parser
 
 
@@ -23,5 +25,6 @@ def models_command(arguments: argparse.Namespace) -> int:
     from sartorius_infer.ensemble.weights import find_weights
 
     load_plugins(arguments)
-    print(describe_weights(find_weights(arguments.weights)))
+    weights = find_weights(arguments.weights)
+    print(describe_weights(weights, lambda manifest: with_rules(arguments, manifest, weights.is_bare)[1]))
     return OK

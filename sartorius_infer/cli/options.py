@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sartorius_infer.manifest.manifest import Manifest
 
 OK, BAD_INPUT, USAGE, SOME_FAILED = 0, 1, 2, 3
 
@@ -31,6 +36,77 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.py",
         help="run this Python file first; it may register networks of your own",
     )
+
+
+def add_rules(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that makes cells: rules in the place of the manifest's."""
+    add = parser.add_argument
+    add(
+        "--rules",
+        type=Path,
+        metavar="JSON",
+        help="rules in the place of all of the manifest's: a file like its `rules`, or another manifest",
+    )
+    add(
+        "--score",
+        type=partial(_by_class, number=float),
+        metavar="CLASS=N,...",
+        help="score thresholds of some classes, from 0 to 1",
+    )
+    add(
+        "--min-area",
+        type=partial(_by_class, number=int),
+        metavar="CLASS=N,...",
+        help="smallest areas of some classes, in pixels",
+    )
+    add(
+        "--edge",
+        choices=("rule", "keep", "drop"),
+        help="cells on the image border, instead of the manifest's rule",
+    )
+
+
+def _by_class(text: str, number: Callable[[str], float]) -> dict[str, float]:
+    """Numbers by class, of `shsy5y=0.2,cort=0.4`."""
+    values: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = map(str.strip, part.rpartition("="))
+        try:
+            if not name or name in values:
+                raise ValueError
+            values[name] = number(value)
+        except ValueError:
+            kind = "whole numbers" if number is int else "numbers"
+            raise argparse.ArgumentTypeError(
+                f"expected {kind} of classes, each once, as in shsy5y=1,cort=0; found {text!r}"
+            ) from None
+    return values
+
+
+def rules_given(arguments: argparse.Namespace) -> str:
+    """The first option of `add_rules` that is given, or "" where none is."""
+    names = ("rules", "score", "min_area", "edge")
+    return next((f"--{n.replace('_', '-')}" for n in names if getattr(arguments, n) is not None), "")
+
+
+def with_rules(arguments: argparse.Namespace, manifest: Manifest, is_bare: bool) -> tuple[Manifest, str]:
+    """The manifest with what options of `add_rules` put in the place of its rules, and lines that tell them.
+
+    `is_bare` where nobody wrote the manifest. Raises ManifestError.
+    """
+    from sartorius_infer.manifest.overrides import DEFAULT, override_rules, rules_lines
+
+    found = override_rules(
+        manifest.rules,
+        manifest.classes,
+        file=arguments.rules,
+        score=arguments.score,
+        min_area=arguments.min_area,
+        edge=arguments.edge,
+        origin=DEFAULT if is_bare else "manifest",
+    )
+    told = "\n".join(rules_lines(found, manifest.classes))
+    return manifest.model_copy(update={"rules": found.rules}), told
 
 
 def print_skipped(without_truth: Sequence[str]) -> None:

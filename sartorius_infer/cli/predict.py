@@ -10,10 +10,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sartorius_infer.cli.options import OK, SOME_FAILED, UsageError, add_weights, load_plugins
+from sartorius_infer.cli.options import (
+    OK,
+    SOME_FAILED,
+    UsageError,
+    add_rules,
+    add_weights,
+    load_plugins,
+    with_rules,
+)
 from sartorius_infer.errors import ImageError
 from sartorius_infer.version import __version__
 
@@ -55,6 +64,7 @@ def predict_parser() -> argparse.ArgumentParser:
     add_weights(parser)
     _add_files(parser)
     _add_ensemble_options(parser)
+    add_rules(parser)
     _add_run_options(parser)
     return parser
 
@@ -80,11 +90,6 @@ def _add_ensemble_options(parser: argparse.ArgumentParser) -> None:
         metavar="V,V",
         help="test-time views instead of the manifest's: identity, hflip, vflip, "
         "rot90, rot180, rot270, transpose, transverse, scale:F, or both as in hflip+scale:1.25",
-    )
-    add(
-        "--edge",
-        choices=("rule", "keep", "drop"),
-        help="cells on the image border, instead of the manifest's rule",
     )
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     add(
@@ -259,7 +264,7 @@ def _inputs(arguments: argparse.Namespace) -> tuple[list[Path], Path | None]:
 
 
 def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
-    """The networks on their device, with the command line's views and edge rule in place."""
+    """The networks on their device, with the command line's views and rules in place, which it says."""
     from sartorius_infer.ensemble.describe import told_and_assumed
     from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve_precision
     from sartorius_infer.ensemble.loading import load
@@ -278,7 +283,10 @@ def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
         for spec in ensemble.manifest.models:
             if said := told_and_assumed(spec):
                 print(said, file=sys.stderr)
-    return ensemble.with_overrides(views=views, edge=arguments.edge)
+    manifest, told = with_rules(arguments, ensemble.manifest, weights.is_bare)
+    if rank.is_first:
+        print(told, file=sys.stderr)
+    return replace(ensemble, manifest=manifest).with_overrides(views=views)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sartorius_infer.cli.options import OK, UsageError, add_weights
+from sartorius_infer.cli.options import OK, UsageError, add_rules, add_weights, rules_given, with_rules
 from sartorius_infer.errors import PredictionError, SubmissionError, TruthError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def show_parser() -> argparse.ArgumentParser:
         help="what a hit must exceed at first, 0.50 to 0.95 by 0.05 (default: %(default)s)",
     )
     add_weights(parser)
+    add_rules(parser)
     return parser
 
 
@@ -61,6 +62,8 @@ def show_command(arguments: argparse.Namespace) -> int:
     """Collect what there is to see, and write it."""
     if arguments.submission is None and arguments.predictions is None:
         raise UsageError("expected --submission, --predictions or both, found neither")
+    if arguments.predictions is None and (given := rules_given(arguments)):
+        raise UsageError(f"{given}: expected --predictions, whose cells it changes, found none")
     from tqdm import tqdm
 
     from sartorius_infer.evaluate.truth import read_truth
@@ -152,7 +155,7 @@ def _saved(arguments: argparse.Namespace) -> tuple[Manifest, list[Prediction]]:
 def _manifest(arguments: argparse.Namespace) -> Manifest:
     from sartorius_infer.ensemble.weights import find_weights
 
-    return find_weights(arguments.weights).require_plan().manifest
+    return with_rules(arguments, find_weights(arguments.weights).require_plan().manifest, is_bare=False)[0]
 
 
 def _compare(arguments: argparse.Namespace, files: dict[str, ImageFile], looks: Looks) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sartorius_infer.cli.options import OK, add_weights, load_plugins, print_skipped
+from sartorius_infer.cli.options import OK, add_rules, add_weights, load_plugins, print_skipped, with_rules
 from sartorius_infer.errors import TruthError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def tune_parser() -> argparse.ArgumentParser:
         "one by one, their fusion IoU and weights too. Networks run once.",
     )
     add_weights(parser)
+    add_rules(parser)
     add = parser.add_argument
     add("--truth", type=Path, required=True, metavar="T", help="as for `score`")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -111,6 +113,8 @@ def _examples(arguments: argparse.Namespace) -> tuple[Moved, Manifest, list[Exam
     # Before any network runs, for that takes long.
     moved = move(Plan(manifest, weights.folder), arguments.out)
     require_folds(len(ids), arguments.folds, arguments.seed)
+    manifest, told = with_rules(arguments, manifest, weights.is_bare)
+    print(told, file=sys.stderr)
     return moved, manifest, [Example(m, truth[i]) for i, m in zip(ids, images, strict=True)]
 
 

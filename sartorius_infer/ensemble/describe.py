@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,8 +15,11 @@ from sartorius_infer.manifest.manifest import Manifest, ModelSpec
 from sartorius_infer.networks import family_of
 
 
-def describe_weights(weights: Weights) -> str:
-    """A report on every checkpoint; each is built, so it raises what loading would raise."""
+def describe_weights(weights: Weights, last: Callable[[Manifest], str] = lambda manifest: "") -> str:
+    """A report on every checkpoint, and what `last` has to say of the manifest.
+
+    Each checkpoint is built, so it raises what loading would raise.
+    """
     reports: list[tuple[list[str], list[str]]] = []
     ensemble = load(weights, torch.device("cpu"), on_open=lambda opened: reports.append(_report(opened)))
     manifest = ensemble.manifest
@@ -24,10 +27,8 @@ def describe_weights(weights: Weights) -> str:
         "\n".join([*file_lines, f"  classes       background, {_classes(spec, manifest, weights)}", *rest])
         for spec, (file_lines, rest) in zip(manifest.models, reports, strict=True)
     ]
-    if weights.is_bare:
-        return "\n\n".join(texts)
     head = f"{weights.path}: classes {', '.join(manifest.classes)}; views {', '.join(manifest.views)}"
-    return "\n\n".join([head, *texts])
+    return "\n\n".join(filter(None, [head * (not weights.is_bare), *texts, last(manifest)]))
 
 
 def told_and_assumed(spec: ModelSpec) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -164,14 +164,25 @@ def load_manifest(path: Path) -> Plan:
 
     Raises ManifestError naming the file and the JSON path of the first fault.
     """
+    manifest = read_settings(path, lambda content: Manifest)
+    for index, spec in enumerate(manifest.models):
+        _require_inside(path, f"$.models[{index}].file", spec.file)
+    return Plan(manifest, path.parent)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def read_settings(path: Path, kind: Callable[[Any], type[S]]) -> S:
+    """A JSON file as the settings that `kind` chooses by its content.
+
+    Raises ManifestError naming the file and the JSON path of the first fault.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: expected a readable JSON file, found {error}") from None
-    manifest = parse_manifest(text, path)
-    for index, spec in enumerate(manifest.models):
-        _require_inside(path, f"$.models[{index}].file", spec.file)
-    return Plan(manifest, path.parent)
+    return _parse(text, path, kind)
 
 
 def parse_manifest(text: str, path: Path) -> Manifest:
@@ -179,9 +190,13 @@ def parse_manifest(text: str, path: Path) -> Manifest:
 
     Raises ManifestError naming `path` and the JSON path of the first fault.
     """
+    return _parse(text, path, lambda content: Manifest)
+
+
+def _parse(text: str, path: Path, kind: Callable[[Any], type[S]]) -> S:
     try:
         content = json.loads(text, object_pairs_hook=_no_duplicates)
-        return Manifest.model_validate_json(text)
+        return kind(content).model_validate_json(text)
     except ValidationError as error:
         raise ManifestError(f"{path}: {_describe_fault(error, content)}") from None
     except (ValueError, RecursionError) as error:

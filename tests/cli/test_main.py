@@ -152,6 +152,107 @@ def test_bad_input_in_a_process_of_its_own(tmp_path: Path, name: str) -> None:
     assert name in one_line(stderr)
 
 
+RULES = [
+    "rules     from manifest, but for what is in brackets",
+    "          score          min area         mask",
+    "  a       0.05           20 (--min-area)  0.3",
+    "  b       0.05           0 (default)      0.3",
+    "  c       1.0 (--score)  0 (default)      0.3",
+    "  all     consensus off (default), overlap survival 0.1, edge drop (--edge), paste exact (default)",
+]
+OPTIONS = ["--score", "c=1", "--min-area", "a=20", "--edge", "drop"]
+
+
+def test_rules_of_the_command_line_hold_and_are_told(
+    tiny: Path, images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The same cells as by a file of the same rules, and by a manifest that has them."""
+    rules = json.loads(tiny.read_text())["rules"] | {"edge": {"mode": "drop"}}
+    rules["per_class"]["c"]["score"] = 1
+    rules["per_class"]["a"]["min_area"] = 20
+    (tmp_path / "rules.json").write_text(json.dumps(rules))
+    (tmp_path / "other.json").write_text(json.dumps(json.loads(tiny.read_text()) | {"rules": rules}))
+    written = []
+    for i, more in enumerate(([], OPTIONS, ["--rules", "rules.json"], ["--rules", "other.json"])):
+        out = tmp_path / f"{i}.csv"
+        more = [str(tmp_path / word) if word.endswith(".json") else word for word in more]
+        assert main(["--weights", str(tiny), "--images", str(images), "--out", str(out), *more]) == 0
+        written.append(out.read_bytes())
+        told = capfd.readouterr().err.splitlines()
+        if more == OPTIONS:
+            assert told[:6] == RULES
+        elif more:
+            assert told[0] == f"rules     from --rules {Path(more[1]).name}, but for what is in brackets"
+    assert written[1] == written[2] == written[3] != written[0]
+
+
+def test_models_tells_the_rules_in_force(
+    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "--weights", str(tiny), *OPTIONS]) == 0
+    assert capfd.readouterr().out.splitlines()[-7:] == ["", *RULES]
+    torch.save({"model": tiny_model().state_dict()}, tmp_path / "bare.pth")
+    assert main(["models", "--weights", str(tmp_path / "bare.pth")]) == 0
+    assert capfd.readouterr().out.splitlines()[-6:] == [
+        "rules     by default",
+        "          score  min area  mask",
+        "  shsy5y  0.15   47        0.5",
+        "  astro   0.35   107       0.5",
+        "  cort    0.55   63        0.5",
+        "  all     consensus off, overlap survival 0.5, edge rule, paste exact",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--score", "neuron=0.5"], "--score neuron=0.5: expected one of the classes a, b, c"),
+        (["--score", "a=nan"], "--score a=nan: expected a number from 0 to 1"),
+        (["--min-area", "a=1,b=-1"], "--min-area b=-1: expected a whole number of pixels"),
+        (["--rules", "none.json"], "none.json: expected a readable JSON file"),
+        (["--rules", "faulty.json"], "faulty.json: $.per_class.a.score: "),
+        (["--rules", "foreign.json"], "foreign.json: neuron: expected one of the classes a, b, c"),
+    ],
+)
+@pytest.mark.parametrize("command", ["predict", "models"])
+def test_bad_rules_are_one_line_and_code_1(
+    tiny: Path,
+    images: Path,
+    tmp_path: Path,
+    command: str,
+    words: list[str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "faulty.json").write_text('{"per_class": {"a": {"score": 3}}}')
+    (tmp_path / "foreign.json").write_text('{"per_class": {"neuron": {}}}')
+    monkeypatch.chdir(tmp_path)
+    sources = ["--images", str(images)] if command == "predict" else []
+    assert main([command, "--weights", str(tiny), *sources, *words]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert expected in one_line(err)
+    assert not (tmp_path / "submission.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["--score", text] for text in ("0.2", "a", "a=", "=0.2", "a=x", "a=0.2,a=0.2", "a=0.2,", "")),
+        *(["--min-area", text] for text in ("a=1.5", "a=1e3", "a=nan")),
+        ["--edge", "cut"],
+    ],
+)
+def test_rules_that_cannot_be_read_are_a_matter_of_usage(
+    words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["models", *words])
+    assert ended.value.code == 2
+    assert f"error: argument {words[0]}: " in capfd.readouterr().err
+
+
 IMPORT = ["import", "--checkpoint", "a.pth", "--out", "w"]
 
 

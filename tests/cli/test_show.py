@@ -211,6 +211,33 @@ def test_neither_submission_nor_predictions(shared: Files, tmp_path: Path) -> No
     assert run.stderr.endswith(" show: error: expected --submission, --predictions or both, found neither\n")
 
 
+@pytest.mark.parametrize("more", [("--score", "a=0.2"), ("--edge", "keep"), ("--rules", "r.json")])
+def test_rules_go_with_predictions(
+    shared: Files, more: tuple[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(shared.words(*more, submission=shared.submission))
+    assert ended.value.code == 2
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.endswith(f"error: {more[0]}: expected --predictions, whose cells it changes, found none")
+
+
+def test_the_page_begins_with_the_rules_that_are_given(shared: Files, tmp_path: Path) -> None:
+    """The page of a manifest with other rules, and that of the options that say the same."""
+    content = json.loads(shared.weights.read_text())
+    content["rules"]["per_class"]["cort"]["score"] = 0.9
+    content["rules"]["per_class"]["astro"]["min_area"] = 33
+    for file in shared.weights.parent.iterdir():
+        shutil.copy(file, tmp_path)
+    (tmp_path / "weights_manifest.json").write_text(json.dumps(content))
+    words = shared.all(weights=tmp_path, out=tmp_path / "a.html")
+    assert main(words) == 0
+    assert main([*shared.all(out=tmp_path / "b.html"), "--score", "cort=0.9", "--min-area", "astro=33"]) == 0
+    assert main(shared.all(out=tmp_path / "c.html")) == 0
+    a, b, c = ((tmp_path / f"{name}.html").read_bytes() for name in "abc")
+    assert a == b != c
+
+
 @pytest.mark.parametrize("more", [["--iou", "0.51"], ["--iou", "1.0"], ["--nonsense"]])
 def test_usage_is_code_2(shared: Files, more: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:

@@ -303,6 +303,10 @@ def two_swapped(scene: Scene) -> None:
     write_numbered(scene.images, [1, 0, *range(2, COUNT)])
 
 
+def other_rules(scene: Scene) -> None:
+    (scene.folder / "rules.json").write_text('{"overlap_survival": 0.9}')
+
+
 Change = Callable[[Scene], None]
 
 
@@ -314,6 +318,9 @@ REFUSED: list[tuple[Change, list[str], str]] = [
     (lambda s: edit_manifest(s, rules={"per_class": {"a": {"score": 0.4}}}), [], "classes and rules"),
     (lambda s: edit_manifest(s, classes=["a", "c", "b"]), [], "classes and rules"),
     (nothing, ["--edge", "drop"], "classes and rules"),
+    (nothing, ["--score", "a=0.4"], "classes and rules"),
+    (nothing, ["--min-area", "b=7,c=1"], "classes and rules"),
+    (other_rules, ["--rules", "rules.json"], "classes and rules"),
     (lambda s: edit_manifest(s, fusion={"iou": 0.5}), [], "fusion"),
     (lambda s: edit_manifest(s, views=["identity", "hflip"]), [], "views"),
     (nothing, ["--views", "hflip"], "views"),

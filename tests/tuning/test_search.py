@@ -253,6 +253,29 @@ def test_images_without_truth_are_skipped_with_a_line(
         assert said.startswith("skipped   1 image without truth: i2\nimages    3, 3 folds\n")
 
 
+def test_it_starts_from_the_rules_that_are_given(
+    case: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And says them, when everything else is in order."""
+    begun: list[Choice] = []
+
+    def tune(scorer: Scorer, start: Choice, *_: Any) -> None:
+        begun.append(start)
+        raise TruthError("enough")
+
+    monkeypatch.setattr("sartorius_infer.tuning.search.tune", tune)
+    manifest, saved, train = case
+    words = ["tune", "--weights", manifest, "--predictions", saved, "--truth", train, "--folds", 2, "--out"]
+    more = ["--score", "a=0.123", "--min-area", "b=4", "--edge", "drop"]
+    assert main([str(word) for word in (*words, manifest.parent / "t.json", *more)]) == 1
+    (start,) = begun
+    assert (start.rules.of("a").score, start.rules.of("b").min_area) == (0.123, 4)
+    assert start.rules.edge.mode == "drop"
+    assert "  a       0.123 (--score)  0 (default)     0.3\n" in capsys.readouterr().err
+    assert main([str(word) for word in (*words, manifest.parent / "t.json", "--score", "x=1")]) == 1
+    assert capsys.readouterr().err == "error: --score x=1.0: expected one of the classes a, b, c\n"
+
+
 def test_predictions_of_other_classes_than_the_manifests(
     case: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
