@@ -34,7 +34,7 @@ from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import CheckpointError, ManifestError
 from sartorius_infer.files import file_sha256
 from sartorius_infer.images.find import find_images
-from sartorius_infer.images.read import read_image
+from sartorius_infer.images.read import read_image as read_pixels
 from sartorius_infer.manifest.manifest import MANIFEST_NAME, load_manifest
 from sartorius_infer.networks import registry
 
@@ -157,7 +157,7 @@ def test_weights_are_stored_as_asked_for(manifest: Path, tmp_path: Path, store: 
 
 def predicted(manifest: Path, folder: Path) -> dict[str, Any]:
     (file,) = find_images([write_image(folder / "image.png")])
-    (found,) = predict(load_ensemble([manifest], CPU), [read_image(file)])
+    (found,) = predict(load_ensemble([manifest], CPU), [read_pixels(file)])
     return {name: getattr(found, name) for name in ("boxes", "scores", "labels", "masks")}
 
 
