@@ -1,12 +1,16 @@
-"""Mask R-CNN ensembles for cell instance segmentation: checkpoints in, a valid submission.csv out.
+"""Mask R-CNN ensembles for cell instance segmentation: checkpoints in, cells or a valid submission.csv out.
 
-ensemble = load_ensemble([Path("weights_manifest.json")], resolve_device("auto"))
-for file in find_images([Path("images")]):
-    prediction, = predict(ensemble, [read_image(file)])
-    instances = build_instances(prediction, ensemble.manifest.rules, ensemble.classes)
+    from sartorius_infer import load_ensemble
+
+    ensemble = load_ensemble("weights_manifest.json")  # or checkpoints, or nothing: the included one
+    cells = ensemble.segment("image.png")              # a path, an array, or a list of them
+    cells.label_map, cells.scores, cells.labels, cells.boxes, cells.areas, cells.polygons()
+
+`load_ensemble` says what it takes, `Ensemble` and `Instances` what they give. What the command line does
+beyond that: `score`, `tune`, `report`, `check_submission`; every error is a `SartoriusError`.
 """
 
-from importlib import import_module
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
 from sartorius_infer.version import __version__ as __version__
@@ -40,30 +44,30 @@ if TYPE_CHECKING:
 
 # Resolved on first use, so that the command line answers --help without importing torch.
 _HOMES = {
-    "resolve_device": "ensemble.device",
-    "Ensemble": "ensemble.ensemble",
     "load_ensemble": "ensemble.loading",
-    "SartoriusError": "errors",
-    "find_images": "images.images",
-    "read_image": "images.images",
+    "Ensemble": "ensemble.ensemble",
+    "Instances": "types",
+    "find_images": "images.find",
+    "read_image": "images.read",
     "build_instances": "cells.claim",
-    "looks_of_found": "show.candidates",
-    "looks_of_predictions": "show.candidates",
-    "register_network": "networks",
+    "resolve_device": "ensemble.device",
     "predict": "ensemble.passes",
-    "load_prediction": "output.predictions",
-    "match_overlay": "output.render",
-    "overlay": "output.render",
-    "report": "show.report",
-    "Rules": "manifest.rules",
+    "SartoriusError": "errors",
     "read_found": "evaluate.scoring",
     "score": "evaluate.scoring",
+    "read_truth": "evaluate.truth",
+    "Rules": "manifest.rules",
+    "register_network": "networks",
+    "load_prediction": "output.predictions",
+    "overlay": "output.render",
     "check_submission": "output.submission",
     "open_writer": "output.submission",
-    "read_truth": "evaluate.truth",
+    "looks_of_found": "show.candidates",
+    "looks_of_predictions": "show.candidates",
+    "match_overlay": "show.matches",
+    "report": "show.report",
     "tune": "tuning.search",
     "CellImage": "types",
-    "Instances": "types",
     "Prediction": "types",
 }
 
@@ -73,4 +77,8 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(_import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__", "__file__", "__name__", "__path__"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
@@ -12,9 +12,9 @@ import torch
 from sartorius_infer.cells.claim import build_instances, selector
 from sartorius_infer.ensemble.member import Member
 from sartorius_infer.ensemble.passes import predict
-from sartorius_infer.errors import ManifestError
 from sartorius_infer.images.read import AnyImage, as_image
 from sartorius_infer.manifest.manifest import Manifest
+from sartorius_infer.manifest.overrides import override_rules
 from sartorius_infer.manifest.rules import EdgeMode, Rules
 from sartorius_infer.manifest.views import require_views
 from sartorius_infer.networks.pyramid import PyramidNetwork
@@ -70,19 +70,25 @@ class Ensemble:
             if isinstance(member.network, PyramidNetwork):
                 member.network.quicken()
 
-    def with_overrides(self, views: Sequence[str] | None = None, edge: EdgeMode | None = None) -> Ensemble:
-        """The same networks with other views (as `parse_view` reads them) or another edge rule.
+    def with_overrides(
+        self,
+        views: Sequence[str] | None = None,
+        *,
+        rules: Rules | str | Path | None = None,
+        score: Mapping[str, float] | None = None,
+        min_area: Mapping[str, int] | None = None,
+        edge: EdgeMode | None = None,
+    ) -> Ensemble:
+        """The same networks with other views (as `parse_view` reads them) or rules (as `override_rules`).
 
-        Raises ManifestError for a view that is none or is there twice, and an edge rule that is none.
+        Raises ManifestError for a view that is none or is there twice, a class that is not the ensemble's,
+        and a value that a rule cannot have.
         """
         manifest = self.manifest
         if views is not None:
             require_views(views)
             manifest = manifest.model_copy(update={"views": tuple(views)})
-        if edge is not None:
-            if edge not in ("rule", "keep", "drop"):
-                raise ManifestError(f"edge: expected rule, keep or drop, found {edge!r}")
-            rule = manifest.rules.edge.model_copy(update={"mode": edge})
-            rules = manifest.rules.model_copy(update={"edge": rule})
-            manifest = manifest.model_copy(update={"rules": rules})
-        return replace(self, manifest=manifest)
+        found = override_rules(
+            manifest.rules, manifest.classes, file=rules, score=score, min_area=min_area, edge=edge
+        )
+        return replace(self, manifest=manifest.model_copy(update={"rules": found.rules}))

@@ -19,7 +19,7 @@ from sartorius_infer.ensemble.weights import Weights, find_weights
 from sartorius_infer.errors import CheckpointError, SartoriusError
 from sartorius_infer.files import Paths, bytes_sha256, file_sha256
 from sartorius_infer.manifest.manifest import Manifest, ModelSpec
-from sartorius_infer.manifest.rules import EdgeMode
+from sartorius_infer.manifest.rules import EdgeMode, Rules
 from sartorius_infer.networks import Family, Network, family_of
 from sartorius_infer.networks.pyramid import PyramidNetwork
 
@@ -47,6 +47,9 @@ def load_ensemble(
     precision: str | torch.dtype = "auto",
     *,
     views: Sequence[str] | None = None,
+    rules: Rules | str | Path | None = None,
+    score: Mapping[str, float] | None = None,
+    min_area: Mapping[str, int] | None = None,
     edge: EdgeMode | None = None,
 ) -> Ensemble:
     """The ensemble of a manifest, of one or more checkpoints, or, with nothing, the one that is included.
@@ -55,6 +58,9 @@ def load_ensemble(
     device     "auto", "cpu", "cuda" or "cuda:N"; auto is a GPU that really runs, else the CPU
     precision  "auto", "fp32", "fp32-fast", "fp16" or "bf16"; auto is fp16 on a GPU, fp32 on a CPU
     views      test-time views instead of the manifest's, such as ["identity", "hflip"]
+    rules      in the place of the manifest's: `Rules`, or a JSON file of them, or another manifest
+    score      score thresholds of some classes, such as {"cort": 0.4}
+    min_area   smallest areas of some classes, in pixels
     edge       "rule", "keep" or "drop" cells on the image border, instead of the manifest's rule
 
     Every file's size and checksum is compared with the manifest before the first is loaded. Raises
@@ -67,7 +73,7 @@ def load_ensemble(
     ensemble = load(found, where, dtype)
     if precision == "fp32-fast":
         ensemble.quicken()
-    return ensemble.with_overrides(views=views, edge=edge)
+    return ensemble.with_overrides(views, rules=rules, score=score, min_area=min_area, edge=edge)
 
 
 def load(

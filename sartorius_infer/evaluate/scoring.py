@@ -15,6 +15,7 @@ from sartorius_infer.cells.rle import Mask, decode
 from sartorius_infer.errors import SubmissionError, TruthError, first_line
 from sartorius_infer.evaluate.metric import THRESHOLDS, ImageScore, mean_ap, score_image
 from sartorius_infer.evaluate.truth import TrueImage, coco_runs
+from sartorius_infer.files import as_path
 from sartorius_infer.output.submission import read_submission
 from sartorius_infer.types import Float64, Int64
 
@@ -128,12 +129,13 @@ def compare(one: Score, other: Score, seed: int = 0) -> Comparison:
     return Comparison(float(differences.mean()), low, high, len(ids))
 
 
-def read_found(path: Path, truth: Mapping[str, TrueImage]) -> dict[str, list[FoundCell]]:
+def read_found(path: str | Path, truth: Mapping[str, TrueImage]) -> dict[str, list[FoundCell]]:
     """The cells of a submission.csv, or of COCO results (`.json`), by image; sizes are the truth's.
 
     COCO results name no image without cells: then every image of the truth counts. Raises
     SubmissionError, naming file, line or image, and TruthError for an image without truth, or no image.
     """
+    path = as_path(path, "submission")
     found = read_cells(path, {image_id: image.size_hw for image_id, image in truth.items()}, "of the truth")
     return _at_least_one(path, found)
 

@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 
 from sartorius_infer.cells.rle import Mask, decode, split_label_map
 from sartorius_infer.errors import TruthError, first_line, size_text
+from sartorius_infer.files import as_path
 from sartorius_infer.types import Int32
 
 COLUMNS = ("id", "annotation", "width", "height", "cell_type")
@@ -39,11 +40,12 @@ class TrueImage:
     empty: int = 0
 
 
-def read_truth(path: Path) -> dict[str, TrueImage]:
+def read_truth(path: str | Path) -> dict[str, TrueImage]:
     """True images by id: from Kaggle's train.csv, COCO's JSON, or a folder of label maps.
 
     Raises TruthError, naming the file and the image.
     """
+    path = as_path(path, "truth")
     if path.is_dir():
         return read_label_maps(path)
     return read_coco(path) if path.suffix.lower() == ".json" else read_train_csv(path)

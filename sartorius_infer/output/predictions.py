@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sartorius_infer.errors import PredictionError
-from sartorius_infer.files import atomic_file
+from sartorius_infer.files import as_path, atomic_file
 from sartorius_infer.types import Prediction
 
 # Name, dtype, number of axes; lengths are `Prediction`'s to check.
@@ -43,13 +43,14 @@ def save_prediction(folder: Path, prediction: Prediction) -> Path:
     return path
 
 
-def load_prediction(path: Path) -> Prediction:
+def load_prediction(path: str | Path) -> Prediction:
     """Read what `save_prediction` wrote; the image's id is the file's stem. Nothing is unpickled.
 
     Arrays of other names are ignored. Raises PredictionError if the file cannot be read, or its arrays
     are not those of a prediction: names, dtypes, shapes, scores and masks in [0, 1], boxes finite,
     labels from 1.
     """
+    path = as_path(path, "prediction")
     arrays = _read(path)
     _check_arrays(path, arrays)
     height, width = arrays.pop("size_hw").tolist()

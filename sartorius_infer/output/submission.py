@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self, TextIO
 from sartorius_infer.cells.rle import areas_and_boxes, decode, encode_coco, encode_label_map, shared_pixels
 from sartorius_infer.competition import COMPETITION_SIZE_HW
 from sartorius_infer.errors import SubmissionError
-from sartorius_infer.files import atomic_file
+from sartorius_infer.files import as_path, atomic_file
 from sartorius_infer.types import Instances, Int64
 
 if TYPE_CHECKING:
@@ -145,8 +145,9 @@ class CocoWriter(ResultWriter):
                 self._separator = ",\n"
 
 
-def open_writer(path: Path, format: Literal["kaggle", "coco"]) -> ResultWriter:
+def open_writer(path: str | Path, format: Literal["kaggle", "coco"]) -> ResultWriter:
     """The writer of `format`, to be entered with `with`."""
+    path = as_path(path, "submission")
     writers: dict[str, type[ResultWriter]] = {"kaggle": SubmissionWriter, "coco": CocoWriter}
     return writers[format](path)
 
@@ -195,7 +196,7 @@ def read_submission(path: Path) -> list[Row]:
 
 
 def check_submission(
-    path: Path,
+    path: str | Path,
     sizes: Mapping[str, tuple[int, int]] | None = None,
     sample_ids: Sequence[str] | None = None,
 ) -> list[Problem]:
@@ -207,6 +208,7 @@ def check_submission(
     A row that repeats another, or whose pairs are malformed, is not compared with the masks of
     its image. Raises SubmissionError if the file cannot be read at all.
     """
+    path = as_path(path, "submission")
     rows = read_submission(path)
     images: dict[str, list[Row]] = {}
     for row in rows:
