@@ -322,15 +322,6 @@ def test_an_unknown_architecture(tmp_path: Path) -> None:
     assert said.endswith("--plugin FILE.py")
 
 
-def test_overrides_leave_the_ensemble_alone() -> None:
-    loaded = load()
-    other = loaded.with_overrides(views=["hflip", "scale:2"], edge="drop")
-    assert (other.manifest.views, other.manifest.rules.edge.mode) == (("hflip", "scale:2"), "drop")
-    assert (loaded.manifest.views, loaded.manifest.rules.edge.mode) == (("identity",), "rule")
-    assert loaded.with_overrides().manifest == loaded.manifest
-    assert other.members is loaded.members
-
-
 # What does not fit.
 
 
