@@ -17,6 +17,7 @@ from sartorius_infer.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from sartorius_infer.cells.claim import build_instances as build_instances
+    from sartorius_infer.cells.instances import Instances as Instances
     from sartorius_infer.ensemble.device import resolve_device as resolve_device
     from sartorius_infer.ensemble.ensemble import Ensemble as Ensemble
     from sartorius_infer.ensemble.loading import load_ensemble as load_ensemble
@@ -39,14 +40,13 @@ if TYPE_CHECKING:
     from sartorius_infer.show.report import report as report
     from sartorius_infer.tuning.search import tune as tune
     from sartorius_infer.types import CellImage as CellImage
-    from sartorius_infer.types import Instances as Instances
     from sartorius_infer.types import Prediction as Prediction
 
 # Resolved on first use, so that the command line answers --help without importing torch.
 _HOMES = {
     "load_ensemble": "ensemble.loading",
     "Ensemble": "ensemble.ensemble",
-    "Instances": "types",
+    "Instances": "cells.instances",
     "find_images": "images.find",
     "read_image": "images.read",
     "build_instances": "cells.claim",

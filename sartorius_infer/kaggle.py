@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sartorius_infer.cells.instances import Instances
 from sartorius_infer.cells.rle import decode_label_map
 from sartorius_infer.competition import INPUT, find_competition
 from sartorius_infer.errors import SartoriusError, first_line
@@ -30,7 +31,7 @@ from sartorius_infer.output.submission import (
     read_submission,
 )
 from sartorius_infer.run.journal import Journal, journal_folder
-from sartorius_infer.types import Instances, UInt8
+from sartorius_infer.types import UInt8
 
 log = logging.getLogger(__name__)
 
@@ -214,11 +215,10 @@ def pictures(submission: Path, most: int = 3, root: Path = INPUT) -> list[UInt8]
         if image_id in files:
             image = read_image(files[image_id])
             rles = [row.predicted for row in rows if row.id == image_id and row.predicted]
-            drawn.append(overlay(image, _as_instances(image_id, rles, image.size_hw), ["cells"]))
+            drawn.append(overlay(image, _as_instances(image_id, rles, image.size_hw)))
     return drawn
 
 
 def _as_instances(image_id: str, rles: Sequence[str], size_hw: tuple[int, int]) -> Instances:
-    count = len(rles)
-    labels = np.ones(count, np.int64)
-    return Instances(image_id, decode_label_map(rles, size_hw), np.ones(count, np.float32), labels)
+    scores, labels = np.ones(len(rles), np.float32), np.ones(len(rles), np.int64)
+    return Instances(image_id, decode_label_map(rles, size_hw), scores, labels, ("cells",))

@@ -20,7 +20,7 @@ UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
 
 
-def _expect(name: str, array: NDArray[np.generic], dtype: type, shape: tuple[int | None, ...]) -> None:
+def expect(name: str, array: NDArray[np.generic], dtype: type, shape: tuple[int | None, ...]) -> None:
     """Raise ValueError unless `array` has `dtype` and `shape` (None: any length)."""
     fits = len(array.shape) == len(shape) and all(
         want is None or got == want for got, want in zip(array.shape, shape, strict=True)
@@ -41,7 +41,7 @@ class CellImage:
 
     def __post_init__(self) -> None:
         shape = (None, None) if self.pixels.ndim == 2 else (None, None, 3)
-        _expect("pixels", self.pixels, np.uint8, shape)
+        expect("pixels", self.pixels, np.uint8, shape)
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -69,10 +69,10 @@ class Prediction:
     def __post_init__(self) -> None:
         n = len(self.scores)
         side = self.masks.shape[-1]
-        _expect("boxes", self.boxes, np.float32, (n, 4))
-        _expect("scores", self.scores, np.float32, (n,))
-        _expect("labels", self.labels, np.int64, (n,))
-        _expect("masks", self.masks, np.float16, (n, side, side))
+        expect("boxes", self.boxes, np.float32, (n, 4))
+        expect("scores", self.scores, np.float32, (n,))
+        expect("labels", self.labels, np.int64, (n,))
+        expect("masks", self.masks, np.float16, (n, side, side))
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -87,27 +87,3 @@ class Prediction:
             self.labels[keep],
             self.masks[keep],
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Instances:
-    """The final cells of one image, disjoint by construction.
-
-    label_map  int32 (H, W): 0 is background, n is the cell `scores[n - 1]`, `labels[n - 1]`
-    scores     float32 (N,), in [0, 1]
-    labels     int64 (N,), 1..K
-    """
-
-    image_id: str
-    label_map: Int32
-    scores: Float32
-    labels: Int64
-
-    def __post_init__(self) -> None:
-        n = len(self.scores)
-        _expect("label_map", self.label_map, np.int32, (None, None))
-        _expect("scores", self.scores, np.float32, (n,))
-        _expect("labels", self.labels, np.int64, (n,))
-
-    def __len__(self) -> int:
-        return len(self.scores)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sartorius_infer.cells.instances import Instances
 from sartorius_infer.types import Float32, Prediction
 
 CLASSES = ("shsy5y", "astro", "cort")
@@ -73,3 +74,21 @@ def random_prediction(rng: np.random.Generator, count: int, size_hw: tuple[int, 
     masks = rng.random((count, 7, 7)) + rng.choice([-0.4, 0.0, 0.3, 0.6], (count, 1, 1))
     scores = np.where(rng.random(count) < 0.5, rng.integers(0, 11, count) / 10, rng.random(count))
     return make_prediction(masks.clip(0, 1), boxes, scores, rng.integers(1, 4, count), size_hw)
+
+
+def make_instances(
+    label_map: NDArray[np.integer] | Sequence[Sequence[int]],
+    scores: Sequence[float] | Float32 | None = None,
+    labels: Sequence[int] | NDArray[np.int64] | None = None,
+    image_id: str = "image",
+) -> Instances:
+    """Cells of `CLASSES`: unless told as many as the map has, of falling scores, of all classes in turn."""
+    numbers = np.asarray(label_map, np.int32)
+    order = np.arange(int(numbers.max(initial=0)) if scores is None else len(scores))
+    return Instances(
+        image_id=image_id,
+        label_map=numbers,
+        scores=np.asarray(np.float32(0.9) / (1 + order) if scores is None else scores, np.float32),
+        labels=np.asarray(order % len(CLASSES) + 1 if labels is None else labels, np.int64),
+        class_names=CLASSES,
+    )

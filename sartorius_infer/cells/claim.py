@@ -12,9 +12,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from sartorius_infer.cells.instances import Instances
 from sartorius_infer.cells.paste import Crop, paste_cells
 from sartorius_infer.manifest.rules import Consensus, Rules
-from sartorius_infer.types import Bool, Float32, Instances, Int32, Int64, Prediction
+from sartorius_infer.types import Bool, Float32, Int32, Int64, Prediction
 
 
 class _Limits(NamedTuple):
@@ -65,7 +66,7 @@ def build_instances(
             kept.append(cell)
     scores = np.array([cell.score for cell in kept], np.float32)
     labels = np.array([cell.label for cell in kept], np.int64)
-    return Instances(prediction.image_id, label_map, scores, labels)
+    return Instances(prediction.image_id, label_map, scores, labels, tuple(classes))
 
 
 def select(scores: Float32, labels: Int64, rules: Rules, classes: Sequence[str]) -> Bool:

@@ -212,7 +212,7 @@ def _overlays(
     for image_id, look in looks.images.items():
         image = read_image(files[image_id])
         cells = shown_instances(image_id, look, looks)
-        save_overlay(arguments.overlays, image_id, overlay(image, cells, looks.classes))
+        save_overlay(arguments.overlays, image_id, overlay(image, cells))
         if truth is not None:
             picture = match_overlay(image, truth[image_id].masks, shown_masks(look, looks), arguments.iou)
             save_overlay(arguments.overlays / "matches", image_id, picture)

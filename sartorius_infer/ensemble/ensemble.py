@@ -10,6 +10,7 @@ from typing import overload
 import torch
 
 from sartorius_infer.cells.claim import build_instances, selector
+from sartorius_infer.cells.instances import Instances
 from sartorius_infer.ensemble.member import Member
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.images.read import AnyImage, as_image
@@ -18,7 +19,6 @@ from sartorius_infer.manifest.overrides import override_rules
 from sartorius_infer.manifest.rules import EdgeMode, Rules
 from sartorius_infer.manifest.views import require_views
 from sartorius_infer.networks.pyramid import PyramidNetwork
-from sartorius_infer.types import Instances
 
 
 @dataclass(frozen=True, eq=False)

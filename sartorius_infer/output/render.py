@@ -3,43 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from sartorius_infer.cells.colours import class_colours
+from sartorius_infer.cells.instances import Instances
 from sartorius_infer.errors import ImageError, size_text
 from sartorius_infer.files import atomic_file
-from sartorius_infer.types import Bool, CellImage, Instances, Int32, UInt8
+from sartorius_infer.types import Bool, CellImage, Int32, UInt8
 
-if TYPE_CHECKING:
-    pass
-
-# Okabe and Ito, "Color Universal Design" (2008), those that stand out on gray, clearest
-# first: told apart with any kind of colour vision.
-PALETTE = (
-    (86, 180, 233),  # sky blue
-    (230, 159, 0),  # orange
-    (240, 228, 66),  # yellow
-    (204, 121, 167),  # reddish purple
-    (0, 158, 115),  # bluish green
-    (213, 94, 0),  # vermillion
-    (0, 114, 178),  # blue
-)
 NARROWEST = 256
 
 # Shares of the class's colour in the fill; cells that touch seldom get the same one.
 _FILLS = (0.10, 0.40, 0.20, 0.30)
 _BAND, _TEXT, _FAINT_TEXT = (24, 24, 24), (240, 240, 240), (160, 160, 160)
-
-
-def class_colours(count: int) -> list[tuple[int, int, int]]:
-    """The colours, RGB, of the first `count` classes, in label order."""
-    return list(islice(cycle(PALETTE), count))
 
 
 def outline(label_map: Int32) -> Bool:
@@ -56,19 +37,18 @@ def outline(label_map: Int32) -> Bool:
     return edge
 
 
-def overlay(image: CellImage, instances: Instances, classes: Sequence[str]) -> UInt8:
+def overlay(image: CellImage, instances: Instances) -> UInt8:
     """The image with its cells outlined and faintly filled, uint8 RGB, and a legend under it.
 
     One pixel stays one pixel, unless the image is narrower than `NARROWEST`: then each becomes a
     square. Contrast is stretched from the 1st to the 99th percentile, since phase contrast is flat
     around mid-gray. The legend names the image and, by colour, each class and its number of cells.
-    Raises ImageError if the label map has another size than the image, or a label has no class.
+    Raises ImageError if the label map has another size than the image.
     """
     if image.size_hw != instances.label_map.shape:
         expected, found = size_text(image.size_hw), size_text(instances.label_map.shape)
         raise ImageError(f"{image.id}: expected cells of {expected} pixels, found {found}")
-    if instances.labels.max(initial=0) > len(classes):
-        raise ImageError(f"{image.id}: expected labels 1..{len(classes)}, found {instances.labels.max()}")
+    classes = instances.class_names
     palette = class_colours(len(classes))
     factor = enlargement(image.size_hw)
     picture, label_map = stretched(image.pixels), instances.label_map

@@ -18,11 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self, TextIO
 
-from sartorius_infer.cells.rle import areas_and_boxes, decode, encode_coco, encode_label_map, shared_pixels
+from sartorius_infer.cells.instances import Instances
+from sartorius_infer.cells.rle import decode, shared_pixels
 from sartorius_infer.competition import COMPETITION_SIZE_HW
 from sartorius_infer.errors import SubmissionError
 from sartorius_infer.files import as_path, atomic_file
-from sartorius_infer.types import Instances, Int64
+from sartorius_infer.types import Int64
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,8 +91,7 @@ class SubmissionWriter(ResultWriter):
 
     def encode(self, instances: Instances) -> list[str]:
         """A line of each cell that has pixels."""
-        rles = encode_label_map(instances.label_map, len(instances))
-        return encode_rows(instances.image_id, [rle for rle in rles if rle] or [""])
+        return encode_rows(instances.image_id, [rle for rle in instances.rle() if rle] or [""])
 
     def encode_blank(self, image_id: str) -> list[str]:
         """One line with nothing predicted."""
@@ -131,7 +131,7 @@ class CocoWriter(ResultWriter):
 
     def encode(self, instances: Instances) -> list[str]:
         """The JSON of each cell that has pixels."""
-        return [json.dumps(entry, allow_nan=False) for entry in _coco_entries(instances)]
+        return [json.dumps(entry, allow_nan=False) for entry in instances.to_coco()]
 
     def encode_blank(self, image_id: str) -> list[str]:
         """Nothing: an image without cells has no entry."""
@@ -243,23 +243,6 @@ def _writing(path: Path) -> Iterator[None]:
         raise SubmissionError(f"{path}: cannot be written: {error.strerror or error}") from error
     except UnicodeEncodeError as error:
         raise SubmissionError(f"{path}: expected a Unicode id, found {error.object[:60]!r}") from error
-
-
-def _coco_entries(instances: Instances) -> Iterator[dict[str, object]]:
-    """COCO's result entry of each cell that has pixels."""
-    n = len(instances)
-    masks = encode_coco(instances.label_map, n)
-    areas, boxes = areas_and_boxes(instances.label_map, n)
-    for k in areas.nonzero()[0].tolist():
-        yield {
-            "image_id": instances.image_id,
-            "category_id": int(instances.labels[k]),
-            "segmentation": masks[k],
-            "bbox": boxes[k].tolist(),
-            "area": int(areas[k]),
-            # The shortest decimal that is this float32, not its sixteen-digit double.
-            "score": float(str(instances.scores[k])),
-        }
 
 
 def _table(path: Path) -> pd.DataFrame:

@@ -294,6 +294,6 @@ class _Finisher:
         if self.options.save_predictions is not None:
             save_prediction(self.options.save_predictions, work.prediction)
         if self.options.overlays is not None:
-            save_overlay(self.options.overlays, work.image.id, overlay(work.image, instances, self.classes))
+            save_overlay(self.options.overlays, work.image.id, overlay(work.image, instances))
         names = [self.classes[label - 1] for label in instances.labels]
         return _Outcome(Result(work.id, self.encode.encode(instances), dict(Counter(names))), None)

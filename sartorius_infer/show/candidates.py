@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from sartorius_infer.cells.claim import build_instances, leading_label
+from sartorius_infer.cells.instances import Instances
 from sartorius_infer.cells.rle import Mask, run_pixels, split_label_map
 from sartorius_infer.errors import TruthError
 from sartorius_infer.evaluate.scoring import Found, FoundCell
 from sartorius_infer.manifest.rules import Consensus, Rules
-from sartorius_infer.types import Bool, Float32, Instances, Int64, Prediction
+from sartorius_infer.types import Bool, Float32, Int64, Prediction
 
 UNTOLD = ("cell",)
 """The class of a submission.csv's cells, which tells none."""
@@ -154,4 +155,4 @@ def shown_instances(image_id: str, look: Look, looks: Looks) -> Instances:
     label_map = np.zeros(look.size_hw, np.int32)
     for number, cell in enumerate(cells.tolist(), start=1):
         label_map.ravel()[run_pixels(*look.masks[cell])] = number
-    return Instances(image_id, label_map, look.scores[cells], look.labels[cells])
+    return Instances(image_id, label_map, look.scores[cells], look.labels[cells], looks.classes)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sartorius_infer.cells.colours import PALETTE
 from sartorius_infer.cells.rle import run_pixels
 from sartorius_infer.evaluate.metric import match
-from sartorius_infer.output.render import PALETTE, enlargement, outline, stretched, with_legend
+from sartorius_infer.output.render import enlargement, outline, stretched, with_legend
 from sartorius_infer.types import CellImage, UInt8
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from sartorius_infer.cells.colours import class_colours
 from sartorius_infer.cells.rle import Mask, run_pixels
 from sartorius_infer.errors import ImageError, TruthError, size_text
 from sartorius_infer.evaluate.metric import overlaps, score_image, twentieths
@@ -19,7 +20,7 @@ from sartorius_infer.evaluate.scoring import bootstrap
 from sartorius_infer.evaluate.truth import TrueImage
 from sartorius_infer.images.find import ImageFile
 from sartorius_infer.images.read import read_image
-from sartorius_infer.output.render import class_colours, stretched
+from sartorius_infer.output.render import stretched
 from sartorius_infer.show.candidates import Look, Looks, shown_masks
 from sartorius_infer.tuning.curves import Curve
 from sartorius_infer.types import CellImage, Float32

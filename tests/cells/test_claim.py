@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from sartorius_infer.cells.claim import build_instances, consensus_label, decisive, score_floors, select
+from sartorius_infer.cells.instances import Instances
 from sartorius_infer.cells.paste import paste_cells
 from sartorius_infer.manifest.rules import ClassRule, Consensus, EdgeRule, EdgeThresholds, Rules
-from sartorius_infer.types import Bool, Float32, Instances, Prediction
+from sartorius_infer.types import Bool, Float32, Prediction
 
 EIGHT = np.ones((3, 3), bool)
 SIZE_HW = (26, 33)
@@ -103,7 +104,7 @@ def reference_instances(prediction: Prediction, rules: Rules) -> Instances:
             scores.append(-negative_score)
             labels.append(prediction.labels[index])
             label_map[region] = len(scores)
-    return Instances("image", label_map, np.array(scores, np.float32), np.array(labels, np.int64))
+    return Instances("image", label_map, np.array(scores, np.float32), np.array(labels, np.int64), CLASSES)
 
 
 def assert_same(left: Instances, right: Instances) -> None:

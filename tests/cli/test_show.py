@@ -123,7 +123,7 @@ def test_everything_in_a_process_of_its_own(shared: Files, tmp_path: Path) -> No
         image, look = read_image(file), looks.images[file.id]
         found = shown_masks(look, looks)
         expected = {
-            pictures: overlay(image, shown_instances(file.id, look, looks), CLASSES),
+            pictures: overlay(image, shown_instances(file.id, look, looks)),
             pictures / "matches": match_overlay(image, case.truth[file.id].masks, found, 0.75),
         }
         for folder, picture in expected.items():

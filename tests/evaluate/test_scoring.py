@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
+from sartorius_infer.cells.instances import Instances
 from sartorius_infer.cells.rle import encode_label_map
 from sartorius_infer.cli.main import main
 from sartorius_infer.errors import SubmissionError, TruthError
@@ -20,7 +21,7 @@ from sartorius_infer.evaluate.metric import THRESHOLDS
 from sartorius_infer.evaluate.scoring import FoundCell, bootstrap, compare, read_annotated, read_found, score
 from sartorius_infer.evaluate.truth import TrueImage, read_truth
 from sartorius_infer.output.submission import CocoWriter, SubmissionWriter
-from sartorius_infer.types import Instances, Int32
+from sartorius_infer.types import Int32
 
 SIZE = (60, 80)
 
@@ -61,7 +62,9 @@ def write_case(folder: Path, images: int = 4, seed: int = 0) -> tuple[Path, Path
 
 def as_instances(image_id: str, labels: Int32) -> Instances:
     n = int(labels.max())
-    return Instances(image_id, labels, np.linspace(1, 0.5, n, dtype=np.float32), np.ones(n, np.int64))
+    return Instances(
+        image_id, labels, np.linspace(1, 0.5, n, dtype=np.float32), np.ones(n, np.int64), ("cell",)
+    )
 
 
 def plain_ap(true: Int32, found: Int32) -> float:

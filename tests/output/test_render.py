@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from sartorius_infer.cells.colours import PALETTE
+from sartorius_infer.cells.instances import Instances
 from sartorius_infer.cells.rle import Mask, split_label_map
 from sartorius_infer.errors import ImageError
 from sartorius_infer.evaluate.metric import THRESHOLDS, score_image
-from sartorius_infer.output.render import NARROWEST, PALETTE, outline, overlay, png, save_overlay
+from sartorius_infer.output.render import NARROWEST, outline, overlay, png, save_overlay
 from sartorius_infer.show.matches import FALSE_ALARM, HIT, MISS, match_overlay
-from sartorius_infer.types import Bool, CellImage, Instances, Int32, UInt8
+from sartorius_infer.types import Bool, CellImage, Int32, UInt8
 
 CLASSES = ("shsy5y", "astro", "cort")
 SIZE_HW = (300, 400)
@@ -39,13 +41,18 @@ def gray(size_hw: tuple[int, int] = SIZE_HW, low: int = 0, high: int = 256) -> C
     return CellImage("image", pixels)
 
 
-def cells(*boxes: tuple[int, int, int, int], size_hw: tuple[int, int] = SIZE_HW, label: int = 1) -> Instances:
+def cells(
+    *boxes: tuple[int, int, int, int],
+    size_hw: tuple[int, int] = SIZE_HW,
+    label: int = 1,
+    classes: tuple[str, ...] = CLASSES,
+) -> Instances:
     """One rectangle per (top, left, bottom, right), all of one class."""
     label_map = np.zeros(size_hw, np.int32)
     for number, (top, left, bottom, right) in enumerate(boxes, start=1):
         label_map[top:bottom, left:right] = number
     scores = np.ones(len(boxes), np.float32)
-    return Instances("image", label_map, scores, np.full(len(boxes), label, np.int64))
+    return Instances("image", label_map, scores, np.full(len(boxes), label, np.int64), classes)
 
 
 def swatches(legend: UInt8) -> list[tuple[int, int, int]]:
@@ -72,7 +79,7 @@ def test_outline_of_rectangles() -> None:
 def test_nothing_found() -> None:
     assert not outline(np.zeros((5, 7), np.int32)).any()
     image = gray()
-    drawn = overlay(image, cells(), CLASSES)
+    drawn = overlay(image, cells())
     assert drawn.dtype == np.uint8
     assert drawn.shape[0] > 300
     assert drawn.shape[1:] == (400, 3)
@@ -82,8 +89,8 @@ def test_nothing_found() -> None:
 
 def test_cells_are_outlined_in_their_colour_and_filled_faintly() -> None:
     image, found = gray(), cells((10, 10, 60, 60), (10, 60, 60, 90), label=2)
-    drawn = overlay(image, found, CLASSES)[:300]
-    bare = overlay(image, cells(), CLASSES)[:300]
+    drawn = overlay(image, found)[:300]
+    bare = overlay(image, cells())[:300]
     edge, inside = outline(found.label_map), found.label_map > 0
     assert (drawn[edge] == PALETTE[1]).all()
     assert np.array_equal(drawn[~inside], bare[~inside])
@@ -99,7 +106,7 @@ def test_cells_are_outlined_in_their_colour_and_filled_faintly() -> None:
 @pytest.mark.parametrize("pixels", [gray().pixels, np.dstack([gray().pixels] * 3)])
 def test_contrast_is_stretched(pixels: UInt8) -> None:
     flat = (118 + pixels // 13).astype(np.uint8)
-    drawn = overlay(CellImage("image", flat), cells(), CLASSES)[:300]
+    drawn = overlay(CellImage("image", flat), cells())[:300]
     assert drawn.min() == 0
     assert drawn.max() == 255
     levels = [drawn[flat.reshape(300, 400, -1)[..., 0] == level] for level in np.unique(flat)]
@@ -110,13 +117,13 @@ def test_contrast_is_stretched(pixels: UInt8) -> None:
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_an_image_of_one_gray_stays_so(value: int) -> None:
     image = CellImage("image", np.full(SIZE_HW, value, np.uint8))
-    assert (overlay(image, cells(), CLASSES)[:300] == value).all()
+    assert (overlay(image, cells())[:300] == value).all()
 
 
 def test_neither_image_nor_cells_are_changed() -> None:
     image, found = gray(), cells((10, 10, 60, 60))
     pixels, label_map = image.pixels.copy(), found.label_map.copy()
-    overlay(image, found, CLASSES)
+    overlay(image, found)
     assert np.array_equal(image.pixels, pixels)
     assert np.array_equal(found.label_map, label_map)
 
@@ -124,7 +131,7 @@ def test_neither_image_nor_cells_are_changed() -> None:
 @pytest.mark.parametrize("size_hw", [(1, 1), (3, 1), (60, 70), (90, 255), (5000, 2), (2, 5000), (256, 256)])
 def test_sizes(size_hw: tuple[int, int]) -> None:
     height, width = size_hw
-    drawn = overlay(gray(size_hw), cells((0, 0, 1, 1), size_hw=size_hw), CLASSES)
+    drawn = overlay(gray(size_hw), cells((0, 0, 1, 1), size_hw=size_hw))
     assert drawn.shape[1] >= max(NARROWEST, width)
     assert drawn.shape[0] > height
     if width >= NARROWEST:
@@ -133,46 +140,44 @@ def test_sizes(size_hw: tuple[int, int]) -> None:
 
 
 def test_a_narrow_image_is_enlarged_with_thin_outlines() -> None:
-    drawn = overlay(gray((60, 70)), cells((10, 10, 40, 40), size_hw=(60, 70)), CLASSES)
+    drawn = overlay(gray((60, 70)), cells((10, 10, 40, 40), size_hw=(60, 70)))
     assert drawn.shape[1] == 280
     edge = (drawn[:240] == PALETTE[0]).all(axis=2)
     assert edge[100, 40]
     assert not edge[100, 42:158].any()
 
 
-@pytest.mark.parametrize("names", [("a",), (), tuple(f"class {n}" for n in range(20)), ("\n", "é\tü")])
+@pytest.mark.parametrize("names", [("a",), tuple(f"class {n}" for n in range(20)), ("\n", "é\tü")])
 def test_legends(names: tuple[str, ...]) -> None:
-    drawn = overlay(gray(), cells(), names)
+    drawn = overlay(gray(), cells(classes=names))
     assert swatches(drawn[300:]) == list(PALETTE[: len(names)])
 
 
 def test_the_legend_counts() -> None:
-    one, two = (overlay(gray(), cells(*[(0, 0, 9, 9)] * n), CLASSES)[300:] for n in (1, 2))
+    one, two = (overlay(gray(), cells(*[(0, 0, 9, 9)] * n))[300:] for n in (1, 2))
     assert one.shape == two.shape
     assert not np.array_equal(one, two)
 
 
 def test_cells_of_another_image() -> None:
     with pytest.raises(ImageError, match=r"image: expected cells of 300 x 400 pixels, found 3 x 4"):
-        overlay(gray(), cells(size_hw=(3, 4)), CLASSES)
-    with pytest.raises(ImageError, match=r"image: expected labels 1\.\.3, found 4"):
-        overlay(gray(), cells((0, 0, 5, 5), label=4), CLASSES)
+        overlay(gray(), cells(size_hw=(3, 4)))
 
 
 def test_saved_overlay(tmp_path: Path) -> None:
     image, found = gray(), cells((10, 10, 60, 60))
-    path = save_overlay(tmp_path / "new", image.id, overlay(image, found, CLASSES))
+    path = save_overlay(tmp_path / "new", image.id, overlay(image, found))
     assert path == tmp_path / "new" / "image.png"
     assert [inside.name for inside in path.parent.iterdir()] == ["image.png"]
     read = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     assert read is not None
-    assert np.array_equal(read[..., ::-1], overlay(image, found, CLASSES))
+    assert np.array_equal(read[..., ::-1], overlay(image, found))
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ImageError, match=r"image\.png: cannot be written: (File exists|Not a directory)"):
-        save_overlay(tmp_path / "file", "image", overlay(gray(), cells(), CLASSES))
+        save_overlay(tmp_path / "file", "image", overlay(gray(), cells()))
 
 
 # Hits, misses and false alarms.
@@ -204,7 +209,7 @@ def every_dash() -> Bool:
 
 def test_hits_misses_and_false_alarms_are_outlined() -> None:
     image = gray(low=100, high=120)
-    bare = overlay(image, cells(), CLASSES)[:300]
+    bare = overlay(image, cells())[:300]
     (true, _), (found, hit) = box(10, 10, 50, 60), box(12, 10, 50, 60)
     (missed, miss), (wrong, alarm) = box(100, 100, 140, 170), box(200, 30, 230, 90)
     drawn = match_overlay(image, [missed, true], [wrong, found])
@@ -272,7 +277,7 @@ def test_as_many_are_drawn_as_the_metric_counts(seed: int, iou: float) -> None:
 def test_nothing_to_match() -> None:
     image = gray()
     drawn = match_overlay(image, [], [])
-    assert np.array_equal(drawn[:300], overlay(image, cells(), CLASSES)[:300])
+    assert np.array_equal(drawn[:300], overlay(image, cells())[:300])
     assert swatches(drawn[300:]) == [HIT, MISS, FALSE_ALARM]
 
 

@@ -20,6 +20,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 from places import ROOT
 
+from sartorius_infer.cells.instances import Instances
 from sartorius_infer.cells.rle import decode_label_map, encode_label_map
 from sartorius_infer.errors import SubmissionError
 from sartorius_infer.output.submission import (
@@ -32,7 +33,7 @@ from sartorius_infer.output.submission import (
     read_sample_submission,
     read_submission,
 )
-from sartorius_infer.types import Bool, Instances, Int32
+from sartorius_infer.types import Bool, Int32
 
 # How long an example takes is up to the disk, which each one syncs.
 slow_disk = settings(deadline=None)
@@ -50,7 +51,7 @@ def instances(
     """The n cells of a label map, of classes 1, 2, 3, 1, ... and scores 0.9, 0.45, 0.3, ..."""
     order = np.arange(n)
     scores = np.float32(0.9) / (1 + order).astype(np.float32)
-    return Instances(image_id, np.asarray(labels, np.int32), scores, order % 3 + 1)
+    return Instances(image_id, np.asarray(labels, np.int32), scores, order % 3 + 1, ("x", "y", "z"))
 
 
 def written(folder: Path, *rows: str, header: str = "id,predicted") -> Path:
@@ -203,7 +204,7 @@ def test_coco_results_are_what_pycocotools_measures(
 
 
 def test_a_score_that_is_no_number_is_an_error(tmp_path: Path) -> None:
-    cells = Instances("a", np.ones((1, 1), np.int32), np.array([np.nan], np.float32), np.array([1]))
+    cells = Instances("a", np.ones((1, 1), np.int32), np.array([np.nan], np.float32), np.array([1]), ("x",))
     with (
         pytest.raises(ValueError, match="not JSON compliant"),
         CocoWriter(tmp_path / "results.json") as writer,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from shows import dense, one_mask, with_floors
 
 from sartorius_infer.cells.claim import build_instances, consensus_label
+from sartorius_infer.cells.instances import Instances
 from sartorius_infer.cells.rle import split_label_map
 from sartorius_infer.errors import TruthError
 from sartorius_infer.evaluate.scoring import FoundCell
@@ -26,7 +27,7 @@ from sartorius_infer.show.candidates import (
     shown_masks,
     visible,
 )
-from sartorius_infer.types import Instances, Prediction
+from sartorius_infer.types import Prediction
 
 SIZE = (26, 33)
 tenths = st.integers(0, 10).map(lambda n: n / 10)

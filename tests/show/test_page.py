@@ -19,12 +19,13 @@ from shows import PIXELS, RULES, SIZE, Case, dense, make_case, one_mask, with_fl
 from tiny import write_image
 
 from sartorius_infer.cells.claim import consensus_label
+from sartorius_infer.cells.colours import class_colours
 from sartorius_infer.evaluate.metric import THRESHOLDS, match, mean_ap, overlaps, twentieths
 from sartorius_infer.evaluate.scoring import FoundCell
 from sartorius_infer.evaluate.truth import TrueImage
 from sartorius_infer.images.find import ImageFile
 from sartorius_infer.manifest.rules import ClassRule, Rules
-from sartorius_infer.output.render import class_colours, outline
+from sartorius_infer.output.render import outline
 from sartorius_infer.show.candidates import (
     Look,
     Looks,

@@ -19,13 +19,14 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from places import SARTORIUS
 from shows import RULES, SIZE, Case, content_of, dense, make_case, one_mask, scored
 
+from sartorius_infer.cells.colours import class_colours
 from sartorius_infer.cells.rle import Mask
 from sartorius_infer.errors import ImageError, TruthError
 from sartorius_infer.evaluate.metric import mean_ap
 from sartorius_infer.evaluate.scoring import FoundCell, bootstrap
 from sartorius_infer.evaluate.truth import TrueImage, read_train_csv
 from sartorius_infer.images.find import ImageFile, find_images
-from sartorius_infer.output.render import class_colours, stretched
+from sartorius_infer.output.render import stretched
 from sartorius_infer.show.candidates import Look, Looks, looks_of_found, looks_of_predictions
 from sartorius_infer.show.report import LONGEST, _packed, report
 from sartorius_infer.tuning.choices import Choice

@@ -11,13 +11,14 @@ import torch.distributed as dist
 from training_factories import make_recipe, read_examples, write_sartorius
 
 from sartorius_infer.cells.claim import build_instances
+from sartorius_infer.cells.instances import Instances
 from sartorius_infer.cells.rle import split_label_map
 from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.evaluate.metric import mean_ap, score_image
 from sartorius_infer.manifest.manifest import load_manifest
 from sartorius_infer.run.ranks import Rank
-from sartorius_infer.types import CellImage, Instances
+from sartorius_infer.types import CellImage
 from training.errors import TrainingError
 from training.export import write_checkpoint
 from training.model import build_learner
