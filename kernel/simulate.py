@@ -83,7 +83,11 @@ def _kaggle_python() -> str:
 
 
 def make_environment(folder: Path, python: str) -> Path:
-    """A virtual environment with the packages of Kaggle's image, made anew when their list changes."""
+    """A virtual environment with the packages of Kaggle's image, made anew when their list changes.
+
+    Returns its interpreter, by an absolute path: the notebook runs it in another folder.
+    """
+    folder = folder.absolute()
     said = "import sys; print('%d.%d' % sys.version_info[:2])"
     version = subprocess.run([python, "-c", said], capture_output=True, text=True, check=True).stdout.strip()
     pythons = read_image().pythons
@@ -152,6 +156,7 @@ def _execute(
     run: Path, places: Sequence[str], dataset: Path, competition: Path, work: Path, python: Path
 ) -> tuple[float, str]:
     """Seconds, and everything that the notebook printed."""
+    run = run.absolute()  # it is HOME in another folder
     source, working = run / "input", run / "working"
     working.mkdir(parents=True)
     for place, content in zip(places, (dataset, competition), strict=True):

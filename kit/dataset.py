@@ -168,23 +168,26 @@ def _listing(folder: Path) -> dict[str, dict[str, Any]]:
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place once the block ends well; else it is removed."""
-    if out.exists() and not _is_dataset(out):
+    place = out.resolve()  # `.` and `..` have no name that something could lie beside
+    if place.exists() and not _is_dataset(place):
         raise KitError(
             f"{out}: expected an earlier dataset or nothing, found something else; choose another --out"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if Path.cwd().is_relative_to(place):
+        raise KitError(f"{out}: expected a folder to replace, found the one that this runs in")
+    place.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(6)
-    new, old = (out.with_name(f".{out.name}.{token}.{end}") for end in ("new", "old"))
+    new, old = (place.with_name(f".{place.name}.{token}.{end}") for end in ("new", "old"))
     new.mkdir()
     try:
         yield new
         try:
-            if out.exists():
-                out.rename(old)
-            new.rename(out)
+            if place.exists():
+                place.rename(old)
+            new.rename(place)
         except BaseException:
-            if old.exists() and not out.exists():
-                old.rename(out)
+            if old.exists() and not place.exists():
+                old.rename(place)
             raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -253,7 +256,8 @@ def _require_survives(folder: Path) -> None:
 def require_installs(folder: Path) -> None:
     """Install the wheels without an index into a scratch folder, and import the package from there."""
     with tempfile.TemporaryDirectory() as scratch:
-        wheels = sorted(str(path) for path in folder.rglob("*.whl"))
+        # pip runs in the scratch folder, from where a relative path leads nowhere.
+        wheels = sorted(str(path) for path in folder.resolve().rglob("*.whl"))
         pip = [
             sys.executable,
             "-m",

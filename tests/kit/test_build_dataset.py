@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +107,44 @@ def test_everything_in_one_go(
     (out / "tiny.safetensors").write_bytes(b"cut")
     assert build_dataset.main(["--verify", str(out)]) == 1
     assert one_line(capsys.readouterr().err).startswith(f"{out}/tiny.safetensors: expected ")
+
+
+def in_a_process(cwd: Path, *words: str) -> tuple[int, str, str]:
+    """The script from another folder than its own, as `python .../build_dataset.py`."""
+    run = [sys.executable, "-W", "error", str(ROOT / "build_dataset.py"), *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(run, capture_output=True, text=True, cwd=cwd, env=environment)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_every_path_may_be_relative(single: Path, wheels: Path, tmp_path: Path) -> None:
+    """To the folder where it runs, for every option that takes one."""
+    annotated(tmp_path, single)
+    shutil.copytree(single.parent, tmp_path / "trained")
+    shutil.copytree(wheels, tmp_path / "wheels")
+    (tmp_path / "here").mkdir()
+    words = [
+        *("--manifest", "../trained/single.json", "--out", "dist/kit", "--wheels", "../wheels"),
+        *("--kernel-out", "dist/kernel", "--calibrate", "../images", "--calibration", "kept.json"),
+        *("--truth", "../train.csv", "--truth-images", "../images", "--device", "cpu", "--id", ID),
+    ]
+    code, printed, errors = in_a_process(tmp_path / "here", *words)
+    assert (code, errors) == (0, "")
+    assert "written   dist/kit\n          dist/kernel\n" in printed
+    assert {p.name for p in (tmp_path / "here").iterdir()} == {"dist", "kept.json"}
+    assert {p.name for p in (tmp_path / "here" / "dist").iterdir()} == {"kit", "kernel"}
+    code, printed, errors = in_a_process(tmp_path / "here", "--verify", "dist/kit")
+    assert (code, printed, errors) == (0, "dist/kit: complete, unchanged, and it installs\n", "")
+
+
+def test_a_dataset_installs_by_a_relative_path(
+    said: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said()
+    monkeypatch.chdir(tmp_path)
+    assert build_dataset.main(["--verify", "kit"]) == 0
+    assert capsys.readouterr().out == "kit: complete, unchanged, and it installs\n"
 
 
 def test_the_slug_is_the_title_and_halves_are_the_store(said: Any, tmp_path: Path) -> None:

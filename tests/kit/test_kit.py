@@ -263,6 +263,36 @@ def test_an_earlier_dataset_is_replaced_whole(manifest: Path, kit: Path) -> None
     assert [path.name for path in kit.parent.iterdir()] == [kit.name]
 
 
+@pytest.mark.usefixtures("any_weights")
+def test_a_dataset_by_a_relative_path(manifest: Path, kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From above, from beside and from below; where nothing is there yet, and in place of an earlier one."""
+    (kit.parent / "here").mkdir()
+    for cwd, out in (("", kit.name), ("here", f"../{kit.name}"), ("here", "new"), ("here", "../here/new")):
+        monkeypatch.chdir(kit.parent / cwd)
+        packed(manifest, Path(out), store="int8")
+        assert read_json(Path(out) / CONTENTS)["store"] == "int8"
+        verify(Path(out))
+    (kit.parent / "link").symlink_to(kit.name)
+    packed(manifest, Path("../link"), store="float32")
+    assert read_json(kit / CONTENTS)["store"] == "float32"
+    assert sorted(path.name for path in kit.parent.iterdir()) == [kit.name, "here", "link"]
+    assert sorted(path.name for path in Path().iterdir()) == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("inside", "out"), [("", "."), ("", "../dataset"), ("folder", ".."), ("folder", "../")]
+)
+def test_the_folder_that_this_runs_in_is_not_replaced(
+    manifest: Path, kit: Path, monkeypatch: pytest.MonkeyPatch, inside: str, out: str
+) -> None:
+    (kit / inside).mkdir(exist_ok=True)
+    before = contents(kit)
+    monkeypatch.chdir(kit / inside)
+    with pytest.raises(KitError, match=rf"^{Path(out)}: expected a folder to replace, found the one that"):
+        packed(manifest, Path(out))
+    assert contents(kit) == before
+
+
 def fail_at_the_wheels(patch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise KitError("pip download: no network")
