@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import json
 import os
 import re
 import tomllib
@@ -20,6 +21,8 @@ from kit import wheels
 from kit.errors import KitError
 from kit.wheels import KaggleImage, add_missing, build_own, read_image
 from sartorius_infer import __version__
+
+DEFAULT = "sartorius_infer/default/"
 
 
 def image(**packages: str | None) -> KaggleImage:
@@ -55,8 +58,11 @@ def test_the_own_wheel_is_the_package_without_checkpoint_and_tools() -> None:
         metadata = Parser().parsestr(
             archive.read(f"sartorius_infer-{__version__}.dist-info/METADATA").decode()
         )
-    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "sartorius_infer").rglob("*.py")}
-    assert {n for n in names if n.endswith(".py")} == sources
+    package = (p for p in (ROOT / "sartorius_infer").rglob("*") if p.is_file() and p.suffix != ".pyc")
+    assert {n for n in names if n.startswith("sartorius_infer/")} == {
+        path.relative_to(ROOT).as_posix() for path in package
+    }
+    assert {"sartorius_infer/py.typed", "sartorius_infer/show/page/page.html"} <= {*names}
     assert not [n for n in names if n.endswith((".safetensors", ".pth")) or "default" in n]
     assert {n.partition("/")[0] for n in names} == {
         "sartorius_infer",
@@ -80,6 +86,21 @@ def test_the_own_wheels_record_lists_every_file_with_its_checksum() -> None:
                 assert (digest, int(size)) == (f"sha256={found}", len(text))
         assert {entry.date_time for entry in archive.infolist()} == {(2020, 1, 1, 0, 0, 0)}
         assert {entry.external_attr >> 16 for entry in archive.infolist()} == {0o100644}
+
+
+def test_an_installed_package_has_the_default_checkpoint(tmp_path: Path) -> None:
+    """In the wheel that pip makes of a checkout; a dataset's leaves it out."""
+    wheels._pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT))
+    (path,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        found = {n.removeprefix(DEFAULT): archive.read(n) for n in names if n.startswith(DEFAULT)}
+    with zipfile.ZipFile(BytesIO(own_wheel()[1])) as archive:
+        assert {n for n in names if not n.startswith(DEFAULT)} == {*archive.namelist()}
+    weights = {f"weights/{file.name}": file.read_bytes() for file in (ROOT / "weights").iterdir()}
+    assert found == {"weights_manifest.json": (ROOT / "weights_manifest.json").read_bytes(), **weights}
+    models = json.loads(found["weights_manifest.json"])["models"]
+    assert {model["file"] for model in models} <= {*found}
 
 
 def test_building_again_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
