@@ -5,28 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
-from sartorius_infer.cli.options import OK
-
-
-class _Parser(argparse.ArgumentParser):
-    """Usage that no single option can check by itself."""
-
-    def parse_args(self, *words: Any) -> argparse.Namespace:  # type: ignore[override]
-        """As always; what belongs to one checkpoint does not go with several."""
-        arguments: argparse.Namespace = super().parse_args(*words)
-        count = len(arguments.files) + (arguments.checkpoint is not None)
-        if count == 0:
-            self.error("expected one or more checkpoints, found none")
-        if count > 1 and (arguments.name or arguments.config):
-            self.error(f"--name and --config: expected one checkpoint with them, found {count}")
-        return arguments
+from sartorius_infer.cli.options import OK, UsageError
 
 
 def import_parser() -> argparse.ArgumentParser:
     """The options of `import`."""
-    parser = _Parser(
+    parser = argparse.ArgumentParser(
         prog="python -m sartorius_infer import",
         description="Turn training checkpoints into .safetensors files without optimizer and other "
         "leftovers, and manifest entries with everything that their configs decide. All of them or none.",
@@ -72,6 +57,10 @@ def import_command(arguments: argparse.Namespace) -> int:
     from sartorius_infer.ensemble.importing import import_checkpoint, import_checkpoints
 
     files = [*arguments.files, *([arguments.checkpoint] if arguments.checkpoint else [])]
+    if not files:
+        raise UsageError("expected one or more checkpoints, found none")
+    if len(files) > 1 and (arguments.name or arguments.config):
+        raise UsageError(f"expected one checkpoint with --name or --config, found {len(files)}")
     shared = {"classes": arguments.classes, "manifest": arguments.manifest, "half": arguments.half}
     if len(files) == 1:
         own = {"config": arguments.config, "name": arguments.name}

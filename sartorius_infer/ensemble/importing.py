@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,9 +89,8 @@ def _import(
         if targets.count(weights) > 1:
             raise CheckpointError(f"{checkpoint}: expected names that differ, found {name!r} twice")
         _require_free(weights, listing, manifest is not None)
-    entries, written = [], []
-    is_new = not out.exists()
-    try:
+    with _all_or_none(out) as written:
+        entries: list[dict[str, Any]] = []
         for (checkpoint, name), weights in zip(named, targets, strict=True):
             content, entry = _converted(open_bare(checkpoint, name, settings.config), settings)
             entry["file"] = weights.resolve().relative_to(listing.parent.resolve()).as_posix()
@@ -103,6 +102,19 @@ def _import(
             written.append(weights)
         with atomic_file(listing, "w") as lines:
             lines.write(text)
+    specs = {spec.name: spec for spec in load_manifest(listing).manifest.models}
+    return [
+        Imported(weights, listing, specs[name], path.stat().st_size, weights.stat().st_size)
+        for (path, name), weights in zip(named, targets, strict=True)
+    ]
+
+
+@contextmanager
+def _all_or_none(out: Path) -> Iterator[list[Path]]:
+    """A list of files in `out` that are removed again, and `out` with them if it is new, should all fail."""
+    is_new, written = not out.exists(), list[Path]()
+    try:
+        yield written
     except BaseException:
         for weights in written:
             weights.unlink()
@@ -110,11 +122,6 @@ def _import(
             with suppress(OSError):
                 out.rmdir()
         raise
-    specs = {spec.name: spec for spec in load_manifest(listing).manifest.models}
-    return [
-        Imported(weights, listing, specs[name], path.stat().st_size, weights.stat().st_size)
-        for (path, name), weights in zip(named, targets, strict=True)
-    ]
 
 
 def _require_free(weights: Path, listing: Path, add: bool) -> None:

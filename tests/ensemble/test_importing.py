@@ -26,7 +26,7 @@ from torchvision.models.detection import MaskRCNN
 from sartorius_infer.checkpoints.files import verify_files
 from sartorius_infer.ensemble import importing
 from sartorius_infer.ensemble.ensemble import Ensemble
-from sartorius_infer.ensemble.importing import import_checkpoint
+from sartorius_infer.ensemble.importing import import_checkpoint, import_checkpoints
 from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.errors import CheckpointError, ManifestError, SartoriusError
 from sartorius_infer.manifest.manifest import load_manifest
@@ -619,3 +619,39 @@ def test_old_torchvision_names_are_renewed(tmp_path: Path) -> None:
     torch.save({"net": prefixed(old_names(small().state_dict()), "module.")}, tmp_path / "tv.pth")
     done = import_checkpoint(tmp_path / "tv.pth", tmp_path / "w")
     assert same(load_file(done.weights), dict(small().state_dict()))
+
+
+# Several at once.
+
+
+def test_several_become_one_manifest_in_one_go(tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.pth" for name in "ab"]
+    for file in files:
+        torch.save(torchvision_state(), file)
+    done = import_checkpoints([str(file) for file in files], tmp_path / "w", classes=NAMES)
+    plan = load_manifest(tmp_path / "w" / "weights_manifest.json")
+    assert [spec.name for spec in plan.manifest.models] == [one.spec.name for one in done] == ["a", "b"]
+    assert plan.manifest.classes == NAMES
+    verify_files(plan)
+    torch.save(torchvision_state(), tmp_path / "c.pth")
+    import_checkpoints([tmp_path / "c.pth"], tmp_path / "w", classes=NAMES, manifest=done[0].manifest)
+    assert len(loaded(done[0].manifest).members) == 3
+
+
+@pytest.mark.parametrize("second", [b"no checkpoint", None])
+def test_of_several_all_are_written_or_none(tmp_path: Path, second: bytes | None) -> None:
+    torch.save(torchvision_state(), tmp_path / "a.pth")
+    if second is not None:
+        (tmp_path / "b.pth").write_bytes(second)
+    with pytest.raises(CheckpointError, match=r"b\.pth: expected "):
+        import_checkpoints([tmp_path / "a.pth", tmp_path / "b.pth"], tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
+def test_several_of_one_name(tmp_path: Path) -> None:
+    files = [tmp_path / fold / "best.pth" for fold in ("0", "1")]
+    for file in files:
+        file.parent.mkdir()
+        torch.save(torchvision_state(), file)
+    with pytest.raises(CheckpointError, match="expected names that differ, found 'best' twice"):
+        import_checkpoints(files, tmp_path / "w")

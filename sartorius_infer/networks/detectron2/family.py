@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -85,8 +85,7 @@ class Detectron2Family(Family):
 
     def lean(self, spec: ModelSpec, state: State, network: Network) -> dict[str, Tensor]:
         """Under Detectron2's own names."""
-        assert isinstance(network, Detectron2Network)
-        own = network.model.state_dict()
+        own = cast(Detectron2Network, network).model.state_dict()
         return {key: t for key, t in canonical_state(state, parts_of(spec)).items() if key in own}
 
     def entry(self, spec: ModelSpec, state: State) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -67,8 +67,7 @@ class TorchvisionFamily(Family):
 
     def lean(self, spec: ModelSpec, state: State, network: Network) -> dict[str, Tensor]:
         """Under torchvision's names of today."""
-        assert isinstance(network, TorchvisionNetwork)
-        own = network.model.state_dict()
+        own = cast(TorchvisionNetwork, network).model.state_dict()
         return {key: tensor for key, tensor in canonical_keys(state).items() if key in own}
 
     def entry(self, spec: ModelSpec, state: State) -> dict[str, Any]:
