@@ -96,11 +96,18 @@ class Block:
         found: list[Command] = []
         for line in lines:
             if line.startswith("$ ") or not typed:
-                if words := shlex.split(line.removeprefix("$ "), comments=True):
+                if words := _words(line.removeprefix("$ ")):
                     found.append(Command((Path(words[0]).name, *words[1:])))
             elif found:
                 found[-1] = Command(found[-1].words, (*found[-1].shown, line))
         return found
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line, comments=True)
+    except ValueError:  # no command at all
+        return [line]
 
 
 def blocks(text: str = README) -> list[Block]:
