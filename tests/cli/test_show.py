@@ -309,7 +309,7 @@ def bad(files: Files, change: str) -> tuple[list[str], str]:
         )
     if change == "checkpoints":
         return files.all(weights=files.weights.with_name("tiny.safetensors")), (
-            "expected --weights to be a manifest, found checkpoints"
+            f"{files.weights.with_name('tiny.safetensors')}: expected --weights to be a manifest here, found"
         )
     if change == "bad image":
         image = folder / "images" / "i2.png"
