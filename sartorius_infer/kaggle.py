@@ -76,9 +76,9 @@ def predict(
     """Write a submission for the mounted competition with the networks of a kit, on every GPU there is.
 
     hours: views and networks are dropped where the run would take longer. options: more of the
-    command line's. What fails is tried once more by one process, going on from what is finished; then
-    rows that are missing or invalid are left blank. Raises SartoriusError where no competition is
-    mounted.
+    command line's, `--weights` instead of the kit's too. What fails is tried once more by one process,
+    going on from what is finished; then rows that are missing or invalid are left blank. Raises
+    SartoriusError where no competition is mounted.
     """
     end = time.monotonic() + hours * 3600
     found = find_competition(root)
@@ -99,6 +99,9 @@ def predict(
         left = int(end - time.monotonic())
         code = _run([*words, "--time-limit", f"{left}s"], processes, left) if left > 0 else -1
         if code in (0, 3):
+            break
+        if code == 2:  # which trying again would not change
+            problems.append(f"the options {' '.join(options)} were refused; see the output above")
             break
         problems.append(f"{processes} process(es) ended with code {code}; see the output above")
     else:

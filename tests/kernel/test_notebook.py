@@ -72,14 +72,16 @@ def mount(inputs: Path, layout: str, kit: Path | None) -> Path:
     return folder
 
 
-def run(inputs: Path, working: Path) -> str:
-    """What the notebook prints; its wheels are installed into a folder of their own."""
+def run(inputs: Path, working: Path, options: str = "") -> str:
+    """What the notebook prints, with options set; its wheels are installed into a folder of their own."""
+    settings, *rest = sources(inputs)
+    settings = settings.replace("OPTIONS = {", f"OPTIONS = {{{options}")
     site = working.parent / "site"
     for folder in (working, site):
         folder.mkdir(parents=True)
     environment = {**os.environ, "PIP_TARGET": str(site), "PYTHONPATH": str(site)}
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER], input=json.dumps(sources(inputs)), cwd=working, env=environment,
+        [sys.executable, "-c", DRIVER], input=json.dumps([settings, *rest]), cwd=working, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
@@ -95,7 +97,8 @@ def test_the_notebook_is_valid_and_was_never_run() -> None:
     notebook: Any = nbformat.reads(NOTEBOOK.read_text(), as_version=4)  # type: ignore[no-untyped-call]
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert len(code) == 5
+    assert len(code) == 6
+    assert code[0].source.startswith("# Settings.")
     for cell in code:
         ast.parse(cell.source)
         assert (cell.outputs, cell.execution_count) == ([], None)
@@ -121,7 +124,7 @@ def test_the_kit_and_the_competition_are_found_wherever_they_are_mounted(
         (wheels / name).touch()
     (made / CONTENTS).write_text(json.dumps({"kind": KIND}))
     mount(tmp_path / "input", layout, made)
-    find, install, *_ = sources(tmp_path / "input")
+    _, find, install, *_ = sources(tmp_path / "input")
     names: dict[str, Any] = {}
     exec(find, names)
     assert Path("submission.csv").read_text() == BLANK
@@ -161,6 +164,18 @@ def test_with_a_good_kit_there_are_cells_and_no_complaint(kit: Path, tmp_path: P
     assert "WRONG" not in printed
     assert (tmp_path / "site" / "sartorius_infer" / "kaggle.py").is_file()
     assert [path.name for path in (tmp_path / "working").iterdir()] == ["submission.csv"]
+
+
+@pytest.mark.slow
+def test_settings_are_handed_to_the_command(tmp_path: Path, kit: Path) -> None:
+    mount(tmp_path / "input", "flat", kit)
+    all_cells = run(tmp_path / "input", tmp_path / "a" / "working")
+    assert "--score" not in all_cells
+    few = run(tmp_path / "input", tmp_path / "b" / "working", '"--score": "a=1,b=1,c=1", "--edge": "drop",')
+    assert cells(tmp_path / "b" / "working") == 0 < cells(tmp_path / "a" / "working")
+    assert "SOMETHING WENT WRONG" not in few
+    bad = run(tmp_path / "input", tmp_path / "c" / "working", '"--score": "a",')
+    assert "the options --score a were refused; see the output above" in bad
 
 
 @pytest.mark.slow
