@@ -22,7 +22,8 @@ from sartorius_infer.ensemble.passes import image_tensor, predict
 from sartorius_infer.images.find import ImageFile, find_images
 from sartorius_infer.images.read import read_image
 from sartorius_infer.output.submission import encode_rows, open_writer
-from sartorius_infer.run import pipeline
+from sartorius_infer.run.jobs import Options, plan_jobs
+from sartorius_infer.run.runs import Run, execute
 from sartorius_infer.types import CellImage
 
 VIEWS = ("identity", "hflip", "vflip", "rot180")
@@ -34,14 +35,12 @@ def run_files(
 ) -> Callable[[], None]:
     """Files to a written submission, by the pipeline."""
     ensemble = kit.load(manifest, kit.CPU)
-    jobs, _ = pipeline.plan_jobs(files, None)
+    jobs, _ = plan_jobs(files, None)
 
     def run() -> None:
-        options = pipeline.Options(batch_size=batch_size, workers=workers)
-        with TemporaryDirectory() as folder, open_writer(Path(folder) / "submission.csv", "kaggle") as writer:
-            batches = pipeline.plan_batches(jobs, batch_size)
-            for _, results in pipeline.run(ensemble, batches, writer, options):
-                pipeline.write(results, writer, pipeline.Summary())
+        with TemporaryDirectory() as folder:
+            out, options = Path(folder) / "submission.csv", Options(workers=workers)
+            execute(Run(tuple(jobs), out, options=options, batch_size=batch_size), ensemble)
 
     return run
 

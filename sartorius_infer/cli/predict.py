@@ -8,11 +8,11 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from sartorius_infer.cli.options import (
     OK,
@@ -28,8 +28,9 @@ from sartorius_infer.version import __version__
 
 if TYPE_CHECKING:
     from sartorius_infer.ensemble.ensemble import Ensemble
-    from sartorius_infer.run.pipeline import Options, Summary
+    from sartorius_infer.run.jobs import Job, Summary
     from sartorius_infer.run.ranks import Rank
+    from sartorius_infer.run.runs import Progress, Run
 
 Format = Literal["kaggle", "coco"]
 _SUFFIXES: dict[str, Format] = {".csv": "kaggle", ".json": "coco"}
@@ -160,46 +161,58 @@ def _count(text: str) -> int:
 def predict_command(arguments: argparse.Namespace) -> int:
     """The main job. Torch is imported only once the images are known to be there."""
     start = time.monotonic()
-    arguments.format = format_of(arguments.out, arguments.format)
+    written_as = format_of(arguments.out, arguments.format)
+    from sartorius_infer.run.runs import execute
+
+    jobs, ignored = _jobs(arguments)
+    run = _run(arguments, jobs, written_as, start)
+    run.prepare()
+    with _imports_that_stay():
+        import sartorius_infer.run.pipeline  # noqa: F401 - torch, and all that needs it
+    ensemble = _ensemble(arguments, run.rank)
+    with _progress(run.rank) as progress:
+        summary = execute(run, ensemble, progress)
+    if summary is None:
+        return OK
+    _report(summary, ignored, run)
+    # torchrun would take any other code for a crash, and start all over.
+    return SOME_FAILED if summary.failed and not run.rank.agent else OK
+
+
+def _jobs(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
+    """What is to be written, and the images that the sample submission leaves out."""
     from sartorius_infer.images.find import find_images
-    from sartorius_infer.output.submission import open_writer, read_sample_submission
+    from sartorius_infer.output.submission import read_sample_submission
+    from sartorius_infer.run.jobs import plan_jobs
 
     images, sample = _inputs(arguments)
     files = find_images(images)
-    sample_ids = read_sample_submission(sample) if sample else None
-    for folder in (arguments.out.parent, arguments.save_predictions, arguments.overlays):
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-    with _imports_that_stay():
-        from sartorius_infer.run import pipeline, ranks, runs
+    return plan_jobs(files, read_sample_submission(sample) if sample else None)
 
-    rank = ranks.this_rank()
-    jobs, ignored = pipeline.plan_jobs(files, sample_ids)
-    writer = open_writer(arguments.out, arguments.format)
-    journal = None
-    with ExitStack() as stack:
-        barrier = stack.enter_context(ranks.together(rank))
-        if rank.is_first:
-            stack.enter_context(writer)
-        ensemble = _ensemble(arguments, rank)
-        options = _options(arguments, ensemble)
-        plan = runs.Plan(arguments.resume, rank, barrier, arguments.time_limit, start)
-        if arguments.resume or rank.agent:
-            about = runs.about_weights(ensemble, arguments.plugin, arguments.precision, arguments.format)
-            journal = runs.open_journal(ensemble, jobs, arguments.out, about, plan, options)
-            with _progress(runs.images_left(jobs, options, journal, rank), rank) as advance:
-                summary = runs.run_with_journal(ensemble, jobs, writer, options, journal, plan, advance)
-        else:
-            with _progress(len(jobs), rank) as advance:
-                budget = runs.budget_of(plan)
-                summary = runs.run_directly(ensemble, jobs, writer, options, budget, advance)
-    if summary is None:
-        return OK
-    if journal is not None:
-        journal.remove()
-    _report(summary, ignored, ensemble.classes, arguments)
-    # torchrun would take any other code for a crash, and start all over.
-    return SOME_FAILED if summary.failed and not rank.agent else OK
+
+def _run(arguments: argparse.Namespace, jobs: Sequence[Job], written_as: Format, start: float) -> Run:
+    from sartorius_infer.run.jobs import Options
+    from sartorius_infer.run.ranks import this_rank
+    from sartorius_infer.run.runs import Run
+
+    return Run(
+        jobs=tuple(jobs),
+        out=arguments.out,
+        format=written_as,
+        options=Options(
+            workers=arguments.workers,
+            on_error=arguments.on_error,
+            save_predictions=arguments.save_predictions,
+            overlays=arguments.overlays,
+        ),
+        batch_size=arguments.batch_size,
+        plugins=tuple(arguments.plugin),
+        precision=arguments.precision,
+        rank=this_rank(),
+        resume=arguments.resume,
+        limit_s=arguments.time_limit,
+        start=start,
+    )
 
 
 def format_of(out: Path, said: Format | None) -> Format:
@@ -234,18 +247,6 @@ def _imports_that_stay() -> Iterator[None]:
             gc.enable()
     if not gc.get_freeze_count():  # once: whoever calls `main` again has garbage of their own
         gc.freeze()
-
-
-def _options(arguments: argparse.Namespace, ensemble: Ensemble) -> Options:
-    from sartorius_infer.run.pipeline import Options
-
-    return Options(
-        arguments.batch_size or (4 if ensemble.device.type == "cuda" else 1),
-        arguments.workers,
-        arguments.on_error,
-        arguments.save_predictions,
-        arguments.overlays,
-    )
 
 
 def _inputs(arguments: argparse.Namespace) -> tuple[list[Path], Path | None]:
@@ -290,42 +291,45 @@ def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
 
 
 @contextmanager
-def _progress(total: int, rank: Rank) -> Iterator[Callable[[str], None]]:
+def _progress(rank: Rank) -> Iterator[Progress]:
     """A bar with images/s and time left on stderr, of the first process; seldom redrawn in a file."""
     from tqdm import tqdm
 
-    interval = 0.1 if sys.stderr.isatty() else 30.0
     line = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
-    with tqdm(
-        total=total,
-        unit=" images",
-        mininterval=interval,
-        dynamic_ncols=True,
-        bar_format=line,
-        disable=not rank.is_first,
-    ) as bar:
+    with ExitStack() as stack:
+        bar: tqdm[NoReturn] | None = None
 
-        def advance(image_id: str) -> None:
-            bar.set_postfix_str(image_id, refresh=False)
-            bar.update()
+        def told(done: int, count: int, image_id: str) -> None:
+            nonlocal bar
+            if bar is None:  # its clock starts with the first image, not with the loading of networks
+                bar = tqdm(
+                    total=count,
+                    unit=" images",
+                    mininterval=0.1 if sys.stderr.isatty() else 30.0,
+                    dynamic_ncols=True,
+                    bar_format=line,
+                    disable=not rank.is_first,
+                )
+                stack.enter_context(bar)
+            else:
+                bar.set_postfix_str(image_id, refresh=False)
+                bar.update()
 
-        yield advance
+        yield told
 
 
-def _report(
-    summary: Summary, ignored: Sequence[str], classes: Sequence[str], arguments: argparse.Namespace
-) -> None:
+def _report(summary: Summary, ignored: Sequence[str], run: Run) -> None:
     """What happened, on stdout: counts, seconds, and every image that needs a look."""
     rate = summary.images / summary.seconds if summary.seconds else 0.0
-    cells = ", ".join(f"{name} {summary.cells[name]}" for name in classes)
+    cells = ", ".join(f"{name} {count}" for name, count in summary.cells.items())
     print(f"images    {summary.images} in {summary.seconds:.1f} s ({rate:.2f} images/s)")
     print(f"cells     {summary.cells.total()} ({cells})")
     _print_list("no cells", [f"  {name}" for name in summary.blank])
     _print_list("failed", [f"  {name}: {reason}" for name, reason in summary.failed.items()])
     _print_list("ignored", [f"  {name}: not in the sample submission" for name in ignored])
-    print(f"written   {arguments.out}")
-    for what in ("overlays", "save_predictions"):
-        if folder := getattr(arguments, what):
+    print(f"written   {run.out}")
+    for folder in (run.options.overlays, run.options.save_predictions):
+        if folder:
             print(f"          {folder}{os.sep}")
 
 

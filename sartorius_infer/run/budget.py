@@ -12,8 +12,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from sartorius_infer.ensemble.ensemble import Ensemble
+if TYPE_CHECKING:
+    from sartorius_infer.ensemble.ensemble import Ensemble
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,9 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -22,12 +21,12 @@ from sartorius_infer.cells.claim import build_instances, selector
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import ImageError, PredictionError, SartoriusError, first_line
-from sartorius_infer.images.find import ImageFile
 from sartorius_infer.images.read import read_image
 from sartorius_infer.output.predictions import save_prediction
 from sartorius_infer.output.render import overlay, save_overlay
 from sartorius_infer.output.submission import ResultWriter
 from sartorius_infer.run.budget import Budget
+from sartorius_infer.run.jobs import Batch, Job, Options
 from sartorius_infer.run.journal import Result
 from sartorius_infer.types import CellImage, Prediction
 
@@ -35,78 +34,6 @@ log = logging.getLogger(__name__)
 
 FIRST_ROI_CHUNK = 256
 SMALLEST_ROI_CHUNK = 8
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image to write a result for; `file` is None where an id has no image."""
-
-    id: str
-    file: ImageFile | None
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a run goes about it.
-
-    batch_size        images of one size that enter the networks together
-    workers           threads for decoding, and as many for pasting and pictures
-    on_error          what a failing image does: become blank, or stop the run
-    save_predictions  folder for soft predictions before any rule, or None
-    overlays          folder for pictures, or None
-    """
-
-    batch_size: int = 1
-    workers: int = 2
-    on_error: Literal["blank", "stop"] = "blank"
-    save_predictions: Path | None = None
-    overlays: Path | None = None
-
-
-@dataclass
-class Summary:
-    """What a run did: counts, and the ids that need a look with the reason."""
-
-    images: int = 0
-    cells: Counter[str] = field(default_factory=Counter)
-    blank: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def add(self, result: Result) -> None:
-        """Count one image."""
-        self.images += 1
-        self.cells.update(result.cells)
-        if result.error:
-            self.failed[result.id] = result.error
-        elif not result.cells:
-            self.blank.append(result.id)
-
-
-def plan_jobs(files: Sequence[ImageFile], sample_ids: Sequence[str] | None) -> tuple[list[Job], list[str]]:
-    """Jobs in output order, and the ids of images that the sample submission leaves out."""
-    if sample_ids is None:
-        return [Job(file.id, file) for file in files], []
-    by_id = {file.id: file for file in files}
-    wanted = set(sample_ids)
-    return [Job(i, by_id.get(i)) for i in sample_ids], [f.id for f in files if f.id not in wanted]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Consecutive jobs that enter the networks together; `number` counts from the start of the list.
-
-    Batches are made from the list alone, so that neither what a journal has finished nor how many
-    processes share the work changes which images go together, and with it a number.
-    """
-
-    number: int
-    jobs: tuple[Job, ...]
-
-
-def plan_batches(jobs: Sequence[Job], size: int) -> list[Batch]:
-    """The jobs in batches of `size`, the last one shorter."""
-    return [Batch(i, tuple(jobs[start : start + size])) for i, start in enumerate(range(0, len(jobs), size))]
 
 
 def run(
@@ -124,11 +51,12 @@ def run(
     """
     # The pools end by themselves when the run does; a failure must not wait for queued pictures.
     readers, finishers = ThreadPoolExecutor(options.workers), ThreadPoolExecutor(options.workers)
-    depth = options.batch_size + options.workers
+    size = max((len(batch.jobs) for batch in batches), default=1)
+    depth = size + options.workers
     try:
         tasks = ((batch.number, job) for batch in batches for job in batch.jobs)
         decoded = _ahead(readers, _decode, tasks, depth)
-        runner = _Runner(ensemble, options, budget, sum(len(batch.jobs) for batch in batches))
+        runner = _Runner(ensemble, options, budget, size, sum(len(batch.jobs) for batch in batches))
         finish = _Finisher(ensemble, options, encode)
         outcomes = _ahead(finishers, finish, _predicted(runner, decoded), depth, eager=True)
         for batch in batches:
@@ -142,13 +70,6 @@ def run(
     finally:
         readers.shutdown(wait=False, cancel_futures=True)
         finishers.shutdown(wait=True, cancel_futures=True)
-
-
-def write(results: Iterable[Result], writer: ResultWriter, summary: Summary) -> None:
-    """Write results in their order and count them; raises SubmissionError where that fails."""
-    for result in results:
-        writer.write(result.pieces)
-        summary.add(result)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,11 +139,13 @@ def _predicted(runner: _Runner, works: Iterable[_Work]) -> Iterator[_Work]:
 class _Runner:
     """Runs batches, and adapts to the memory there is: smaller batches, then RoIs in chunks."""
 
-    def __init__(self, ensemble: Ensemble, options: Options, budget: Budget | None, images: int) -> None:
+    def __init__(
+        self, ensemble: Ensemble, options: Options, budget: Budget | None, batch_size: int, images: int
+    ) -> None:
         self.ensemble = ensemble
         self.budget = budget
         self.remaining = images
-        self.batch_size = options.batch_size
+        self.batch_size = batch_size
         self.roi_chunk: int | None = None
         rules = ensemble.manifest.rules
         self.select = None if options.save_predictions else selector(rules, ensemble.classes)

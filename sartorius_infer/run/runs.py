@@ -1,105 +1,174 @@
-"""One whole run: what is done already, which part of the rest is this process's, the output at the end."""
+"""One whole run: planned without torch; then what is finished, what is left, the output at the end."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from sartorius_infer.ensemble.ensemble import Ensemble
-from sartorius_infer.ensemble.loading import weights_sha256
-from sartorius_infer.errors import JournalError
-from sartorius_infer.output.submission import ResultWriter
+from sartorius_infer.errors import JournalError, SubmissionError
+from sartorius_infer.output.submission import ResultWriter, open_writer
 from sartorius_infer.run.budget import Budget
-from sartorius_infer.run.journal import ABOUT, Journal, journal_folder
-from sartorius_infer.run.pipeline import Batch, Job, Options, Summary, plan_batches, run, write
-from sartorius_infer.run.ranks import Rank
+from sartorius_infer.run.jobs import Batch, Job, Options, Summary, plan_batches
+from sartorius_infer.run.journal import ABOUT, Journal, Result, journal_folder
+from sartorius_infer.run.ranks import Rank, together
 from sartorius_infer.version import __version__
+
+if TYPE_CHECKING:
+    from sartorius_infer.ensemble.ensemble import Ensemble
 
 log = logging.getLogger(__name__)
 
 _PROBE = 4096
 
+Progress = Callable[[int, int, str], None]
+"""Told how many of this process's images are done, how many it has, and which was the last, "" at first."""
+
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run needs beside the networks and the images.
+class Run:
+    """What a run is to do, whatever networks do it.
 
-    resume   keep a journal beside the output, and go on from the one that is there
-    rank     this process among those that torchrun started
-    barrier  waits for all of them
-    limit_s  seconds that the run may take from `start` (of time.monotonic()), or None
+    jobs        the images, in the order of the output
+    out         the file that is written; its journal lies beside it
+    batch_size  images that enter the networks together; None is 4 on a GPU, 1 on a CPU
+    plugins     files that registered networks, and
+    precision   what the networks were asked to compute in: results depend on both
+    rank        this process among those that torchrun started
+    resume      keep a journal, and go on from the one that is there
+    limit_s     seconds that it may take from `start` (of time.monotonic()), or None
     """
 
-    resume: bool
-    rank: Rank
-    barrier: Callable[[], None]
-    limit_s: float | None
-    start: float
+    jobs: tuple[Job, ...]
+    out: Path
+    format: Literal["kaggle", "coco"] = "kaggle"
+    options: Options = field(default_factory=Options)
+    batch_size: int | None = None
+    plugins: tuple[Path, ...] = ()
+    precision: str = "auto"
+    rank: Rank = field(default_factory=Rank)
+    resume: bool = False
+    limit_s: float | None = None
+    start: float = field(default_factory=time.monotonic)
+
+    @property
+    def keeps_journal(self) -> bool:
+        """Whether finished batches are kept: by wish, to share the work, or since torchrun may start over."""
+        return self.resume or self.rank.count > 1 or bool(self.rank.agent)
+
+    def prepare(self) -> None:
+        """Make the folders; raise SubmissionError where the output cannot be written, OSError elsewhere.
+
+        It is found out again when the output is written, but after networks were loaded, which takes long.
+        """
+        for folder in (self.out.parent, self.options.save_predictions, self.options.overlays):
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        place = self.out if self.out.exists() and not self.out.is_file() else self.out.parent
+        if self.out.is_dir() or not os.access(place, os.W_OK):
+            reason = os.strerror(errno.EISDIR if self.out.is_dir() else errno.EACCES)
+            raise SubmissionError(f"{self.out}: cannot be written: {reason}")
 
 
-def run_directly(
-    ensemble: Ensemble,
-    jobs: Sequence[Job],
-    writer: ResultWriter,
-    options: Options,
-    budget: Budget | None = None,
-    on_image: Callable[[str], None] = lambda image_id: None,
-) -> Summary:
-    """Every job by this process, written as it goes; raises what `pipeline.run` and `write` raise."""
-    summary, start = Summary(), time.perf_counter()
-    batches = plan_batches(jobs, options.batch_size)
-    for _, results in run(ensemble, batches, writer, options, budget, on_image):
-        write(results, writer, summary)
-    summary.seconds = time.perf_counter() - start
+def execute(
+    run: Run, ensemble: Ensemble, progress: Progress = lambda done, count, image_id: None
+) -> Summary | None:
+    """Every job to the output, which appears whole or not at all; the summary, of the first process alone.
+
+    Raises SubmissionError where the output cannot be written, JournalError, and an image's own error with
+    `on_error="stop"`.
+    """
+    writer = open_writer(run.out, run.format)
+    with together(run.rank) as barrier:
+        with writer if run.rank.is_first else nullcontext():
+            size = run.batch_size or (4 if ensemble.device.type == "cuda" else 1)
+            work = _Work(run, ensemble, plan_batches(run.jobs, size), writer, barrier, progress)
+            journal = open_journal(run, ensemble, work.batches, barrier) if run.keeps_journal else None
+            summary = work.directly() if journal is None else work.with_journal(journal)
+        if journal is not None and summary is not None:
+            journal.remove()
     return summary
 
 
-def run_with_journal(
-    ensemble: Ensemble,
-    jobs: Sequence[Job],
-    writer: ResultWriter,
-    options: Options,
-    journal: Journal,
-    plan: Plan,
-    on_image: Callable[[str], None] = lambda image_id: None,
-) -> Summary | None:
-    """This process's share of the jobs, into the journal; the first process then writes everything.
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """A run, and what it needs once its networks are there."""
 
-    Returns the summary there, None elsewhere.
-    """
-    start = time.perf_counter()
-    batches = plan_batches(jobs, options.batch_size)
-    mine = unfinished(batches, journal, plan.rank)
-    # Each process must have seen what is unfinished before the first one finishes more of it.
-    plan.barrier()
-    with closing(journal):
-        for number, results in run(ensemble, mine, writer, options, budget_of(plan, journal), on_image):
-            journal.add(number, results)
-    plan.barrier()
-    if not plan.rank.is_first:
-        return None
+    run: Run
+    ensemble: Ensemble
+    batches: Sequence[Batch]
+    writer: ResultWriter
+    barrier: Callable[[], None]
+    progress: Progress
+
+    def directly(self) -> Summary:
+        """Every job by this process, written as it goes."""
+        summary, start = self._summary(), time.perf_counter()
+        for _, results in self._predict(self.batches, budget_of(self.run)):
+            write(results, self.writer, summary)
+        summary.seconds = time.perf_counter() - start
+        return summary
+
+    def with_journal(self, journal: Journal) -> Summary | None:
+        """This process's share of the jobs, into the journal; the first process then writes everything."""
+        start = time.perf_counter()
+        mine = unfinished(self.batches, journal, self.run.rank)
+        # Each process must have seen what is unfinished before the first one finishes more of it.
+        self.barrier()
+        with closing(journal):
+            for number, results in self._predict(mine, budget_of(self.run, journal)):
+                journal.add(number, results)
+        self.barrier()
+        if not self.run.rank.is_first:
+            return None
+        summary = self._summary()
+        write(_all_results(journal, len(self.batches)), self.writer, summary)
+        summary.seconds = time.perf_counter() - start
+        return summary
+
+    def _summary(self) -> Summary:
+        return Summary(cells=Counter(dict.fromkeys(self.ensemble.classes, 0)))
+
+    def _predict(self, batches: Sequence[Batch], budget: Budget | None) -> Iterator[tuple[int, list[Result]]]:
+        from sartorius_infer.run import pipeline
+
+        count, done = sum(len(batch.jobs) for batch in batches), itertools.count(1)
+        self.progress(0, count, "")
+        return pipeline.run(
+            self.ensemble,
+            batches,
+            self.writer,
+            self.run.options,
+            budget,
+            lambda image_id: self.progress(next(done), count, image_id),
+        )
+
+
+def write(results: Iterable[Result], writer: ResultWriter, summary: Summary) -> None:
+    """Write results in their order and count them; raises SubmissionError where that fails."""
+    for result in results:
+        writer.write(result.pieces)
+        summary.add(result)
+
+
+def _all_results(journal: Journal, batches: int) -> Iterator[Result]:
+    """What all processes have recorded; raises JournalError unless that is every batch."""
     journal.reread()
-    if missing := len(batches) - len(journal.finished):
+    if missing := batches - len(journal.finished):
         raise JournalError(
-            f"{journal.folder}: expected {len(batches)} finished batches, found {missing} too few; "
+            f"{journal.folder}: expected {batches} finished batches, found {missing} too few; "
             "the folder of --out must be one that every machine sees"
         )
-    summary = Summary()
-    write(journal.results(), writer, summary)
-    summary.seconds = time.perf_counter() - start
-    return summary
-
-
-def images_left(jobs: Sequence[Job], options: Options, journal: Journal, rank: Rank) -> int:
-    """How many images this process has still to predict."""
-    batches = plan_batches(jobs, options.batch_size)
-    return sum(len(batch.jobs) for batch in unfinished(batches, journal, rank))
+    return journal.results()
 
 
 def unfinished(batches: Sequence[Batch], journal: Journal, rank: Rank) -> list[Batch]:
@@ -108,56 +177,55 @@ def unfinished(batches: Sequence[Batch], journal: Journal, rank: Rank) -> list[B
     return left[rank.index :: rank.count]
 
 
-def open_journal(ensemble: Ensemble, jobs: Sequence[Job], out: Path, about: dict[str, str], plan: Plan,
-                 options: Options) -> Journal:  # fmt: skip
+def open_journal(
+    run: Run, ensemble: Ensemble, batches: Sequence[Batch], barrier: Callable[[], None]
+) -> Journal:
     """The journal of this run, fresh unless it goes on; says what is finished. Raises JournalError."""
-    about = {
-        "version": __version__,
-        "classes and rules": _sha256(ensemble.manifest.model_dump_json(include={"classes", "rules"})),
-        "fusion": _sha256(ensemble.manifest.model_dump_json(include={"fusion"})),
-        "views": ",".join(ensemble.manifest.views),
-        "images": images_sha256(jobs),
-        "batch size": str(options.batch_size),
-        "folders": f"overlays {options.overlays}, predictions {options.save_predictions}",
-        **about,
-    }
-    folder = journal_folder(out)
-    if plan.rank.is_first:
-        restarted = plan.rank.agent and _mark(folder, plan.rank).is_file()
-        journal = Journal(folder, about, fresh=not plan.resume and not restarted)
-    plan.barrier()
-    if not plan.rank.is_first:
+    folder, about = journal_folder(run.out), _about(run, ensemble, batches)
+    if run.rank.is_first:
+        restarted = run.rank.agent and _mark(folder, run.rank).is_file()
+        journal = Journal(folder, about, fresh=not run.resume and not restarted)
+    barrier()
+    if not run.rank.is_first:
         if not (folder / ABOUT).is_file():
             raise JournalError(f"{folder}: expected a folder that every machine sees, found none here")
         journal = Journal(folder, about)
-    if plan.rank.agent:
-        _note_start(_mark(folder, plan.rank), plan)
-    if journal.finished and plan.rank.is_first:
-        done = sum(
-            len(b.jobs) for b in plan_batches(jobs, options.batch_size) if b.number in journal.finished
-        )
-        log.warning("going on: %d of %d images are finished", done, len(jobs))
+    if run.rank.agent:
+        _note_start(_mark(folder, run.rank), run)
+    if journal.finished and run.rank.is_first:
+        done = sum(len(batch.jobs) for batch in batches if batch.number in journal.finished)
+        log.warning("going on: %d of %d images are finished", done, len(run.jobs))
     return journal
 
 
-def about_weights(ensemble: Ensemble, plugins: Sequence[Path], precision: str, format: str) -> dict[str, str]:
-    """What else the results depend on, for `open_journal`."""
+def _about(run: Run, ensemble: Ensemble, batches: Sequence[Batch]) -> dict[str, str]:
+    """What the results depend on, by short names."""
+    from sartorius_infer.ensemble.loading import weights_sha256
+
+    manifest, options = ensemble.manifest, run.options
     return {
+        "version": __version__,
+        "classes and rules": _sha256(manifest.model_dump_json(include={"classes", "rules"})),
+        "fusion": _sha256(manifest.model_dump_json(include={"fusion"})),
+        "views": ",".join(manifest.views),
+        "images": images_sha256(run.jobs),
+        "batch size": str(len(batches[0].jobs) if batches else 0),
+        "folders": f"overlays {options.overlays}, predictions {options.save_predictions}",
         "weights": weights_sha256(ensemble),
-        "plugins": _sha256("".join(_sha256(p.read_text(encoding="utf-8")) for p in plugins)),
-        "precision": precision,
-        "format": format,
+        "plugins": _sha256("".join(_sha256(p.read_text(encoding="utf-8")) for p in run.plugins)),
+        "precision": run.precision,
+        "format": run.format,
     }
 
 
-def budget_of(plan: Plan, journal: Journal | None = None) -> Budget | None:
+def budget_of(run: Run, journal: Journal | None = None) -> Budget | None:
     """The time that is left; a restarted process counts from when it was started first."""
-    if plan.limit_s is None:
+    if run.limit_s is None:
         return None
-    start = plan.start
-    if journal is not None and plan.rank.agent:
-        start = time.monotonic() - (time.time() - _mark(journal.folder, plan.rank).stat().st_mtime)
-    return Budget(plan.limit_s, start)
+    start = run.start
+    if journal is not None and run.rank.agent:
+        start = time.monotonic() - (time.time() - _mark(journal.folder, run.rank).stat().st_mtime)
+    return Budget(run.limit_s, start)
 
 
 def _mark(folder: Path, rank: Rank) -> Path:
@@ -165,13 +233,13 @@ def _mark(folder: Path, rank: Rank) -> Path:
     return folder / f"{rank.agent}.agent"
 
 
-def _note_start(mark: Path, plan: Plan) -> None:
+def _note_start(mark: Path, run: Run) -> None:
     """Make the mark, unless a process that was started earlier has."""
     try:
         mark.touch(exist_ok=False)
     except FileExistsError:
         return
-    began = time.time() - (time.monotonic() - plan.start)
+    began = time.time() - (time.monotonic() - run.start)
     os.utime(mark, (began, began))
 
 

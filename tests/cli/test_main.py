@@ -268,7 +268,6 @@ IMPORT = ["import", "--checkpoint", "a.pth", "--out", "w"]
             ["modles"],
         ),
         *(["import"], IMPORT[:3], ["import", *IMPORT[3:]], [*IMPORT, "--classes", "a,,b"]),
-        *([*IMPORT, "--half", "yes"], [*IMPORT, "b.pth"]),
     ],
 )
 def test_usage_is_code_2(words: list[str]) -> None:

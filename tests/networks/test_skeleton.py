@@ -56,7 +56,7 @@ def test_garbage_is_not_looked_for_while_torch_is_imported(tmp_path: Path) -> No
         "gc.collect()\n"
         "seen = []\n"
         "gc.callbacks.append(lambda *_: seen.append('torch' in sys.modules and "
-        "'sartorius_infer.run.runs' not in "
+        "'sartorius_infer.output.render' not in "
         "sys.modules))\n"
         f"assert main({words!r}) == 0\n"
         "kept = gc.get_freeze_count()\n"

@@ -25,9 +25,9 @@ from sartorius_infer.images.read import read_image
 from sartorius_infer.manifest.views import IDENTITY, View
 from sartorius_infer.networks import Features
 from sartorius_infer.output.predictions import load_prediction
-from sartorius_infer.output.submission import SubmissionWriter, check_submission
-from sartorius_infer.run.pipeline import Job, Options, Summary, plan_jobs
-from sartorius_infer.run.runs import run_directly
+from sartorius_infer.output.submission import check_submission
+from sartorius_infer.run.jobs import Job, Options, Summary, plan_jobs
+from sartorius_infer.run.runs import Run, execute
 
 CPU = torch.device("cpu")
 
@@ -40,8 +40,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
 def run_on(ensemble: Ensemble, folder: Path, out: Path, sample: Sequence[str] | None = None,
            **options: Any) -> Summary:  # fmt: skip
     jobs, _ = plan_jobs(find_images([folder]), sample)
-    with SubmissionWriter(out) as writer:
-        return run_directly(ensemble, jobs, writer, Options(**options))
+    return run_jobs(ensemble, jobs, out, **options)
+
+
+def run_jobs(
+    ensemble: Ensemble, jobs: Sequence[Job], out: Path, batch_size: int = 1, **options: Any
+) -> Summary:
+    summary = execute(Run(tuple(jobs), out, options=Options(**options), batch_size=batch_size), ensemble)
+    assert summary is not None
+    return summary
 
 
 def rows(path: Path) -> list[tuple[str, str]]:
@@ -238,8 +245,7 @@ def test_peak_memory_does_not_grow_with_the_number_of_images(tiny: Ensemble, tmp
     file = find_images([write_image(tmp_path / "big.png", (1500, 1500))])[0]
 
     def peak_after(count: int) -> int:
-        with SubmissionWriter(tmp_path / "s.csv") as writer:
-            run_directly(tiny, [Job(f"{i}", file) for i in range(count)], writer, Options(workers=2))
+        run_jobs(tiny, [Job(f"{i}", file) for i in range(count)], tmp_path / "s.csv", workers=2)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
 
     before = peak_after(6)

@@ -1,0 +1,85 @@
+"""What a run is to do, and what it has done: jobs in their order, their batches, a summary. No torch here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sartorius_infer.images.find import ImageFile
+from sartorius_infer.run.journal import Result
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to write a result for; `file` is None where an id has no image."""
+
+    id: str
+    file: ImageFile | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How images are read, and what each leaves beside the output.
+
+    workers           threads for decoding, and as many for pasting and pictures
+    on_error          what a failing image does: become blank, or stop the run
+    save_predictions  folder for soft predictions before any rule, or None
+    overlays          folder for pictures, or None
+    """
+
+    workers: int = 2
+    on_error: Literal["blank", "stop"] = "blank"
+    save_predictions: Path | None = None
+    overlays: Path | None = None
+
+
+@dataclass
+class Summary:
+    """What a run did: counts, and the ids that need a look with the reason.
+
+    `cells` has every class that the networks know, in label order.
+    """
+
+    images: int = 0
+    cells: Counter[str] = field(default_factory=Counter)
+    blank: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def add(self, result: Result) -> None:
+        """Count one image."""
+        self.images += 1
+        self.cells.update(result.cells)
+        if result.error:
+            self.failed[result.id] = result.error
+        elif not result.cells:
+            self.blank.append(result.id)
+
+
+def plan_jobs(files: Sequence[ImageFile], sample_ids: Sequence[str] | None) -> tuple[list[Job], list[str]]:
+    """Jobs in output order, and the ids of images that the sample submission leaves out."""
+    if sample_ids is None:
+        return [Job(file.id, file) for file in files], []
+    by_id = {file.id: file for file in files}
+    wanted = set(sample_ids)
+    return [Job(i, by_id.get(i)) for i in sample_ids], [f.id for f in files if f.id not in wanted]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive jobs that enter the networks together; `number` counts from the start of the list.
+
+    Batches are made from the list alone, so that neither what a journal has finished nor how many
+    processes share the work changes which images go together, and with it a number.
+    """
+
+    number: int
+    jobs: tuple[Job, ...]
+
+
+def plan_batches(jobs: Sequence[Job], size: int) -> list[Batch]:
+    """The jobs in batches of `size`, the last one shorter."""
+    return [Batch(i, tuple(jobs[start : start + size])) for i, start in enumerate(range(0, len(jobs), size))]
