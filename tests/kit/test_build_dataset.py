@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from kits import contents, pack_quickly, read_json, wheels_from_here
+from kits import any_weights, contents, pack_quickly, read_json, wheels_from_here
 from places import ROOT
 from tiny import tiny_model, write_image, write_tiny
 
@@ -60,7 +60,7 @@ def said(
 ) -> Any:
     """Run it here, with small weights and ready wheels: (exit code, stdout, stderr)."""
     pack_quickly(monkeypatch, wheels)
-    monkeypatch.setattr(dataset, "_stored", lambda path, spec, store: bytes(1000))
+    monkeypatch.setattr(dataset, "_stored", any_weights)
 
     def run(*words: str | Path, out: str = "kit") -> tuple[int, str, str]:
         given = ["--manifest", manifest, "--out", tmp_path / out, "--id", ID]

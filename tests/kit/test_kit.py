@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2_factories import settings_and_state, write_network
-from kits import contents, own_wheel, pack_quickly, read_json, wheels_from_here, write_wheel
+from kits import any_weights, contents, own_wheel, pack_quickly, read_json, wheels_from_here, write_wheel
 from places import ROOT
 from safetensors.torch import load_file
 from tiny import tiny_model, write_image, write_tiny
@@ -83,10 +83,10 @@ def kit(built: Built, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built.folder, tmp_path / "dataset"))
 
 
-@pytest.fixture
-def any_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(name="any_weights")
+def _any_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what does not depend on the networks, each of which takes a second."""
-    monkeypatch.setattr(dataset, "_stored", lambda path, spec, store: store.encode())
+    monkeypatch.setattr(dataset, "_stored", any_weights)
 
 
 def packed(manifest: Path, out: Path, **options: Any) -> Built:
@@ -250,7 +250,7 @@ def test_a_plugins_network_is_refused(
     content = read_json(manifest)
     content["models"] = [{"name": "own", "file": "fold0.pth", "architecture": "own"}]
     path.write_text(json.dumps(content))
-    with pytest.raises(KitError, match=r"expected a torchvision or Detectron2 network, found a plugin's"):
+    with pytest.raises(KitError, match=r"expected a network that comes with the kit, found a plugin's"):
         packed(path, tmp_path / "kit")
 
 
