@@ -2,7 +2,7 @@
 
     python readme_blocks.py RESULT.json < BLOCKS.json
 
-Names that the text around a block describes, and no block before it makes, are given.
+Names that the text around a block describes, and the block does not make, are given.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ GIVEN: dict[str, Callable[[], Any]] = {
 }
 
 
-def given(source: str, names: dict[str, Any]) -> dict[str, Any]:
-    """What a block reads, and neither it nor one before it makes."""
+def given(source: str) -> dict[str, Any]:
+    """What a block reads and does not make itself, as the text before it says."""
     found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
-    made = {node.id for node in found if isinstance(node.ctx, ast.Store)} | names.keys()
+    made = {node.id for node in found if isinstance(node.ctx, ast.Store)}
     values = {node.id: GIVEN[node.id]() for node in found if node.id in GIVEN and node.id not in made}
     if "image" in values and ".segment(image" in source:
         values["image"] = values["image"].pixels
@@ -69,17 +69,12 @@ def main() -> None:
     results: list[str | None] = []
     names: dict[str, Any] = {"__name__": "__main__"}
     for number, source in enumerate(json.load(sys.stdin)):
-        lent = {}
         try:
-            lent = given(source, names)
-            names |= lent
+            names |= given(source)
             exec(compile(source, f"block {number}", "exec"), names)
             results.append(None)
         except Exception:
             results.append(traceback.format_exc())
-        for name, value in lent.items():
-            if names[name] is value:
-                del names[name]
     Path(sys.argv[1]).write_text(json.dumps(results))
 
 

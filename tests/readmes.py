@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from detectron2_runs import write_run
 from kits import wheels_from_here
-from places import ROOT
+from places import ROOT, SAMPLES
 from safetensors.torch import load_file
-from shows import RULES, Case, make_case, write_train
-from tiny import write_tiny
+from shows import RULES, SIZE, Case, make_case, write_train
+from tiny import write_image, write_tiny
 from training_factories import write_recipe, write_sartorius
 
 from sartorius_infer.cells.claim import build_instances
@@ -141,7 +141,9 @@ def write_world(folder: Path) -> Path:
     case = make_case(folder / "case", count=5)
     shutil.copytree(folder / "case" / "images", folder / "train")
     ids = [file.id for file in case.files[1:3]]
-    for name in ("test", "plates", "samples"):
+    for sample in SAMPLES.glob("*.tif"):
+        write_image(folder / "samples" / sample.name, SIZE)
+    for name in ("test", "plates"):
         (folder / name).mkdir()
         for image_id in ids:
             shutil.copy(folder / "train" / f"{image_id}.png", folder / name)

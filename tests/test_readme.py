@@ -26,6 +26,9 @@ PYTHON = [block for block in BLOCKS if block.language == "python"]
 JSON = [block for block in BLOCKS if block.language == "json"]
 SHELL = [block for block in BLOCKS if block.language in ("", "sh", "bash", "console")]
 
+OTHERS = "ignore:__array__ implementation:DeprecationWarning"
+"""What pycocotools does to numpy when it decodes."""
+
 OPTIONAL = {"supervision": "no dependency; README shows it to those who have it"}
 
 
@@ -91,7 +94,7 @@ def endings(world: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str |
     shutil.copytree(world, here)
     result = here.parent / "result.json"
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(ROOT / "tests" / "readme_blocks.py"), str(result)],
+        [sys.executable, "-W", "error", "-W", OTHERS, str(ROOT / "tests" / "readme_blocks.py"), str(result)],
         input=json.dumps([block.text for block in PYTHON]), text=True, capture_output=True, cwd=here,
         env=os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"},
     )  # fmt: skip
