@@ -6,13 +6,17 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
+from sartorius_infer.errors import ImageError
 from sartorius_infer.images.find import ImageFile
 from sartorius_infer.images.read import image_size, read_image
 from sartorius_infer.types import UInt8
@@ -36,15 +40,21 @@ def by_cv2(extension: str, *parameters: int) -> Callable[[Pixels], bytes]:
     return encode
 
 
-def tiff(pixels: Pixels, order: Literal["<", ">"] = "<", pages: int = 1, **changed: Any) -> bytes:
+def tiff(
+    pixels: Pixels,
+    order: Literal["<", ">"] = "<",
+    pages: int = 1,
+    compress: Callable[[bytes], bytes] = zlib.compress,
+    **changed: Any,
+) -> bytes:
     """A TIFF file of one deflated strip per plane; `changed` are tags, as t262=0 for one.
 
-    Pixels are (H, W) or (H, W, C); with t284=2 each channel is a plane of its own.
+    Pixels are (H, W) or (H, W, C); with t284=2 each channel is a plane of its own. Tags of bytes are text.
     """
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     height, width, channels = pixels.shape
     planes = np.moveaxis(pixels, 2, 0) if changed.get("t284") == 2 else pixels[None]
-    strips = [zlib.compress(plane.astype(plane.dtype.newbyteorder(order)).tobytes()) for plane in planes]
+    strips = [compress(plane.astype(plane.dtype.newbyteorder(order)).tobytes()) for plane in planes]
     starts = [8 + sum(map(len, strips[:index])) for index in range(len(strips))]
     tags: dict[int, Any] = {256: width, 257: height, 258: [pixels.itemsize * 8] * channels, 259: 8}
     tags |= {262: 1 if channels < 3 else 2, 273: starts, 277: channels, 278: height}
@@ -63,14 +73,55 @@ def directory(order: str, at: int, tags: dict[int, Any], last: bool) -> bytes:
     after = at + 2 + 12 * len(tags) + 4
     entries, tail = b"", b""
     for number, value in sorted(tags.items()):
-        numbers = np.atleast_1d(value).tolist()
-        field = struct.pack(f"{order}{len(numbers)}I", *numbers)
-        if len(numbers) > 1:
+        if isinstance(value, bytes):
+            kind, count, field = 2, len(value), value
+        else:
+            numbers = np.atleast_1d(value).tolist()
+            kind, count, field = 4, len(numbers), struct.pack(f"{order}{len(numbers)}I", *numbers)
+        if len(field) > 4:
             tail += field
             field = struct.pack(order + "I", after + len(tail) - len(field))
-        entries += struct.pack(order + "HHI", number, 4, len(numbers)) + field
+        entries += struct.pack(order + "HHI", number, kind, count) + field.ljust(4, b"\0")
     follows = struct.pack(order + "I", 0 if last else after + len(tail))
     return struct.pack(order + "H", len(tags)) + entries + follows + tail
+
+
+def big_tiff(pixels: Pixels, order: Literal["<", ">"] = "<") -> bytes:
+    """A BigTIFF file of two raw strips of gray or RGB pixels."""
+    height, width = pixels.shape[:2]
+    channels, half = pixels.size // (height * width), -(-height // 2)
+    data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+    long = half * width * channels * pixels.itemsize
+    tags = {256: [width], 257: [height], 258: [pixels.itemsize * 8] * channels, 259: [1]}
+    tags |= {262: [1 if channels == 1 else 2], 273: [16, 16 + long], 277: [channels]}
+    tags |= {278: [half], 279: [long, len(data) - long]}
+    at = 16 + len(data)
+    after, entries, tail = at + 8 + 20 * len(tags) + 8, b"", b""
+    for number, values in tags.items():
+        field = struct.pack(f"{order}{len(values)}Q", *values)
+        if len(values) > 1:
+            tail += field
+            field = struct.pack(order + "Q", after + len(tail) - len(field))
+        entries += struct.pack(order + "HHQ", number, 16, len(values)) + field
+    head = (b"II+\0" if order == "<" else b"MM\0+") + struct.pack(order + "HHQ", 8, 0, at) + data
+    return head + struct.pack(order + "Q", len(tags)) + entries + bytes(8) + tail
+
+
+def error_of(data: bytes, use: Callable[[ImageFile], Any] = read_image) -> str:
+    """The message for a file that holds `data`, after its path."""
+    with pytest.raises(ImageError) as caught:
+        on_disk(data, use)
+    path, _, message = str(caught.value).partition(": ")
+    assert path.endswith("a.png")
+    assert "\n" not in message
+    return message
+
+
+def saved(picture: Image.Image, form: str, **options: Any) -> bytes:
+    """A file of Pillow's."""
+    stream = BytesIO()
+    picture.save(stream, form, **options)
+    return stream.getvalue()
 
 
 def on_disk(data: bytes, use: Callable[[ImageFile], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What the image formats PNG, JPEG, BMP and TIFF are: headers, structure checks, decoders.
+"""What the image formats PNG, JPEG, BMP, WebP and TIFF are: headers, structure checks, decoders.
 
 A picture is read whole or not at all: each format's structure is checked before its decoder runs,
 because some decoders fill what is missing with gray, and some print.
@@ -29,7 +29,7 @@ def header(stream: BinaryIO) -> tuple[Format, tuple[int, int]]:
     form = next((form for magic, form in _FORMATS.items() if start.startswith(magic)), None)
     if form is None:
         found = f"a file that begins with {start.hex(' ')}" if start else "an empty file"
-        raise ImageError(f"expected a PNG, TIFF, JPEG or BMP image, found {found}")
+        raise ImageError(f"expected a PNG, TIFF, JPEG, BMP or WebP image, found {found}")
     height, width = form.size_hw(stream)
     if not 0 < height * width <= MAX_PIXELS:
         raise ImageError(f"expected 1 to {MAX_PIXELS} pixels, found {height} x {width}")
@@ -95,11 +95,39 @@ def _check_bmp(data: bytes) -> None:
         raise truncated("BMP", data, f"before the {announced} that it announces")
 
 
+def _webp_size(stream: BinaryIO) -> tuple[int, int]:
+    """(H, W) of the first chunk (RFC 9649): lossy, lossless, or what tells of several. One picture only."""
+    kind, chunk = take(stream, "4s4s", at=8)
+    if (kind, chunk) == (b"WEBP", b"VP8 "):
+        start, width, height = take(stream, "<3sHH", at=23)
+        if start == b"\x9d\x01\x2a":
+            return height & 0x3FFF, width & 0x3FFF
+    elif (kind, chunk) == (b"WEBP", b"VP8L"):
+        mark, sizes = take(stream, "<BI", at=20)
+        if mark == 0x2F:
+            return (sizes >> 14 & 0x3FFF) + 1, (sizes & 0x3FFF) + 1
+    elif (kind, chunk) == (b"WEBP", b"VP8X"):
+        flags, width, more_width, height, more_height = take(stream, "<B3xHBHB", at=20)
+        if flags & 2:
+            raise ImageError("expected one picture, found an animation; save one image per file")
+        return height + (more_height << 16) + 1, width + (more_width << 16) + 1
+    raise ImageError(f"expected a WebP with a frame header, found {kind!r}, {chunk!r}")
+
+
+def _check_webp(data: bytes) -> None:
+    """Raise ImageError if there are fewer bytes than announced."""
+    (announced,) = struct.unpack_from("<I", data, 4)
+    if announced + 8 > len(data):
+        raise truncated("WebP", data, f"before the {announced + 8} that it announces")
+
+
 _FORMATS = {
     b"\x89PNG\r\n\x1a\n": Format(_png_size, _check_png, decode),
     b"\xff\xd8\xff": Format(_jpeg_size, _check_jpeg, decode),
     b"BM": Format(_bmp_size, _check_bmp, decode_quietly),
+    b"RIFF": Format(_webp_size, _check_webp, decode_quietly),
     b"II*\0": TIFF,
     b"MM\0*": TIFF,
-    b"II+\0": TIFF,  # BigTIFF; Pillow cannot read its other byte order
+    b"II+\0": TIFF,
+    b"MM\0+": TIFF,
 }

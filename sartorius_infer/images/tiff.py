@@ -1,154 +1,173 @@
-"""TIFF and BigTIFF files: their directory, what can be wrong with it, their pixels."""
+"""TIFF and BigTIFF files: what can be wrong with them, and their pixels as they are stored.
+
+Up to 8 bits are decoded by Pillow, since OpenCV returns a damaged strip as if it were whole; 16 bits by
+OpenCV, since Pillow keeps 8 of a colour's 16, and where OpenCV lacks the codec by Pillow as gray. Strips
+that are JPEG 2000, WebP or PNG files of their own are put together here.
+"""
 
 from __future__ import annotations
 
-import os
-import struct
-from dataclasses import dataclass
 from io import BytesIO
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL.ImageFile import ImageFile as PillowFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from sartorius_infer.errors import ImageError
-from sartorius_infer.images.pictures import Format, Picture, decode_quietly, take, truncated
+from sartorius_infer.images import tiff_directory as tags
+from sartorius_infer.images.pictures import Format, Picture, decode_quietly, truncated
+from sartorius_infer.images.tiff_directory import Directory, read_directory
 
-
-@dataclass(frozen=True)
-class _Tiff:
-    """The first directory of a TIFF file (TIFF 6.0, section 2) or BigTIFF file.
-
-    entries  the undecoded entries of the tags that pixels depend on
-    tags     the numbers of those of them that hold unsigned integers
-    """
-
-    order: str
-    big: bool
-    entries: tuple[bytes, ...]
-    tags: dict[int, tuple[int, ...]]
-
-    def tag(self, number: int, default: int) -> int:
-        """The first number of a tag."""
-        return self.tags.get(number, (default,))[0]
-
-
-_BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR = 258, 259, 262, 277, 284
-_EXTRA_SAMPLES, _SAMPLE_FORMAT = 338, 339
-# What the pixels depend on; orientation, resolution and private tags are left out.
-_PIXEL_TAGS = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324}
-_PIXEL_TAGS |= {325, 332, 338, 339, 347, *range(512, 522), *range(529, 533)}
 # (samples, photometric): gray with 0 as white or as black, RGB, RGB with alpha.
 _CHANNELS = {(1, 0), (1, 1), (3, 2), (4, 2)}
 _YCBCR = 6
 _SAMPLE_NAMES = {1: "unsigned", 2: "signed", 3: "float"}
 
-
-def _tiff(stream: BinaryIO) -> _Tiff:
-    """The only directory of a TIFF file. Raises ImageError if there are several."""
-    byte_order, version = take(stream, "2s2s", at=0)
-    order, big = ("<" if byte_order == b"II" else ">"), b"+" in version
-    at = first = take(stream, order + "Q", at=8)[0] if big else take(stream, order + "I")[0]
-    count_as, entry_size, next_as = ("Q", 20, "Q") if big else ("H", 12, "I")
-    seen: set[int] = set()
-    while at and at not in seen:
-        seen.add(at)
-        (count,) = take(stream, order + count_as, at=at)
-        stream.seek(count * entry_size, os.SEEK_CUR)
-        (at,) = take(stream, order + next_as)
-    if len(seen) != 1:
-        raise ImageError(f"expected one picture, found {len(seen)} pages; save one image per file")
-    (count,) = take(stream, order + count_as, at=first)
-    entries = take(stream, f"{entry_size}s" * count)
-    numbers = [struct.unpack_from(order + "H", entry)[0] for entry in entries]
-    kept = {number: entry for number, entry in zip(numbers, entries, strict=True) if number in _PIXEL_TAGS}
-    tags = {number: _tiff_numbers(stream, order, entry) for number, entry in kept.items()}
-    return _Tiff(order, big, tuple(kept.values()), {number: value for number, value in tags.items() if value})
-
-
-def _tiff_numbers(stream: BinaryIO, order: str, entry: bytes) -> tuple[int, ...]:
-    """The unsigned integers of an entry, in it or where it points; () for other types."""
-    big = len(entry) == 20
-    _, kind, count = struct.unpack_from(order + ("HHQ" if big else "HHI"), entry)
-    code = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
-    if code is None or not count:
-        return ()
-    layout, field = f"{order}{count}{code}", entry[12:] if big else entry[8:]
-    if struct.calcsize(layout) <= len(field):
-        return struct.unpack_from(layout, field)
-    (at,) = struct.unpack(order + ("Q" if big else "I"), field)
-    return take(stream, layout, at=at)
+# By number (libtiff's tiff.h): what both decoders read, what Pillow alone does, and pictures of their own.
+_PLAIN = {1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946}
+_BY_PILLOW = {34925: "LZMA", 50000: "Zstandard"}
+_PICTURES = {33005: "JPEG 2000", 34712: "JPEG 2000", 34933: "PNG", 50001: "WebP"}
+_UNREAD = {
+    22610: "JPEG XR", 33003: "JPEG 2000 in YCbCr", 34661: "JBIG", 34676: "SGI log", 34677: "SGI log",
+    34887: "LERC", 34892: "lossy JPEG", 34934: "JPEG XR", 50002: "JPEG XL", 52546: "JPEG XL",
+}  # fmt: skip
+_NAMES = _BY_PILLOW | _PICTURES | _UNREAD
+_CONVERT = "save the image without compression or with LZW"
 
 
 def _size_hw(stream: BinaryIO) -> tuple[int, int]:
     """(H, W) of a TIFF file whose samples can be read. Raises ImageError if they cannot."""
-    page = _tiff(stream)
-    bits, kind = page.tag(_BITS, 1), page.tag(_SAMPLE_FORMAT, 1)
+    page = read_directory(stream)
+    _require_samples(page)
+    compression = page.tag(tags.COMPRESSION, 1)
+    if compression not in {*_PLAIN, *_BY_PILLOW, *_PICTURES}:
+        found = _NAMES.get(compression, "an unknown one")
+        raise ImageError(
+            f"expected a compression that is known here, found {found} ({compression}); {_CONVERT}"
+        )
+    return page.size_hw
+
+
+def _require_samples(page: Directory) -> None:
+    """Raise ImageError unless the samples are unsigned, of at most 16 bits, gray or colour."""
+    bits, kind = page.tag(tags.BITS, 1), page.tag(tags.SAMPLE_FORMAT, 1)
     if kind != 1 or bits not in (1, 2, 4, 8, 16):
         found = f"{bits}-bit {_SAMPLE_NAMES.get(kind, 'untyped')} ones"
         raise ImageError(
             f"expected unsigned samples of 8 or 16 bits, found {found}; convert the image first "
             "(ImageJ: Image > Type > 16-bit)"
         )
-    samples, photometric = page.tag(_SAMPLES, 1), page.tag(_PHOTOMETRIC, 0)
-    alpha = bits < 16 and page.tag(_EXTRA_SAMPLES, 0) in (1, 2)
-    if (photometric < 2 or bits == 16) and (samples - alpha, photometric) not in _CHANNELS:
+    samples, photometric = page.tag(tags.SAMPLES, 1), page.tag(tags.PHOTOMETRIC, 0)
+    alpha = bits < 16 and page.tag(tags.EXTRA_SAMPLES, 0) in (1, 2)
+    strict = photometric < 2 or bits == 16 or page.tag(tags.COMPRESSION, 1) in _PICTURES
+    if strict and (samples - alpha, photometric) not in _CHANNELS:
         raise ImageError(f"expected gray or RGB, found {samples} channels of photometric kind {photometric}")
-    if bits == 16 and samples > 1 and page.tag(_PLANAR, 1) != 1:
-        raise ImageError("expected 16-bit channels pixel by pixel, found separate planes")
-    return page.tag(257, 0), page.tag(256, 0)
 
 
 def _check(data: bytes) -> None:
     """Raise ImageError unless every strip or tile is listed and lies inside the file."""
-    page = _tiff(BytesIO(data))
-    tiled = 324 in page.tags
-    starts, lengths = (page.tags.get(number, ()) for number in ((324, 325) if tiled else (273, 279)))
-    expected = _tiff_pieces(page, tiled)
+    page = read_directory(BytesIO(data))
+    starts, lengths = page.pieces
+    expected = _count_pieces(page)
     if not expected <= len(starts) == len(lengths):
         found = f"{len(starts)} strips or tiles of {len(lengths)} lengths"
         raise ImageError(f"expected a TIFF of {expected} strips or tiles, found {found}")
     end = max(start + length for start, length in zip(starts, lengths, strict=True))
     if end > len(data):
         raise truncated("TIFF", data, f"before byte {end} of its last strip")
-    needed = page.tag(257, 0) * -(-page.tag(256, 0) * page.tag(_BITS, 1) * page.tag(_SAMPLES, 1) // 8)
-    if page.tag(_COMPRESSION, 1) == 1 and page.tag(_PHOTOMETRIC, 0) != _YCBCR and sum(lengths) < needed:
+    needed = page.tag(tags.HEIGHT, 0) * page.row_bytes
+    if (
+        page.tag(tags.COMPRESSION, 1) == 1
+        and page.tag(tags.PHOTOMETRIC, 0) != _YCBCR
+        and sum(lengths) < needed
+    ):
         raise ImageError(f"expected a TIFF of {needed} bytes of pixels, found {sum(lengths)}")
 
 
-def _tiff_pieces(page: _Tiff, tiled: bool) -> int:
+def _count_pieces(page: Directory) -> int:
     """How many strips or tiles the picture must have."""
-    height, width = page.tag(257, 0), page.tag(256, 0)
-    high = page.tag(323 if tiled else 278, height) or height
-    wide = page.tag(322, width) or width if tiled else width
-    planes = page.tag(_SAMPLES, 1) if page.tag(_PLANAR, 1) == 2 else 1
+    (height, width), (high, wide) = page.size_hw, page.piece_hw
+    planes = page.tag(tags.SAMPLES, 1) if _is_apart(page) else 1
     return -(-height // high) * -(-width // wide) * planes
 
 
-def _plain_tiff(data: bytes, page: _Tiff) -> bytes:
-    """The same file with a directory of pixel tags only, so that no decoder turns the picture."""
-    at = len(data) + len(data) % 2
-    count_as, offset_as = ("Q", "Q") if page.big else ("H", "I")
-    start = data[: 8 if page.big else 4] + struct.pack(page.order + offset_as, at)
-    directory = struct.pack(page.order + count_as, len(page.entries)) + b"".join(page.entries)
-    padding = bytes(at - len(data))
-    return b"".join([start, memoryview(data)[len(start) :], padding, directory, bytes(8)])
+def _is_apart(page: Directory) -> bool:
+    """Whether each channel is a plane of its own."""
+    return page.tag(tags.SAMPLES, 1) > 1 and page.tag(tags.PLANAR, 1) == 2
 
 
 def _decode(data: bytes) -> Picture:
-    """The picture of a TIFF file, as stored.
+    """The picture of a TIFF file, as stored."""
+    page = read_directory(BytesIO(data))
+    compression = page.tag(tags.COMPRESSION, 1)
+    try:
+        if page.tag(tags.BITS, 1) < 16 and compression not in _PICTURES:
+            return Picture(_few_bits(page.file(data)))
+        apart = list(page.planes()) if _is_apart(page) else [page]
+        pixels = [_stored(data, plane) for plane in apart]
+    except Exception as error:
+        if compression in _PLAIN:
+            raise
+        found = f"{_NAMES[compression]} that does not decode (damaged, or a codec that is missing here)"
+        raise ImageError(f"expected a compression that can be read, found {found}; {_CONVERT}") from error
+    # Alpha, where there is one, is last.
+    whole = np.dstack(pixels[:3]) if len(pixels) > 1 else pixels[0]
+    return Picture(whole, negative=page.tag(tags.PHOTOMETRIC, 0) == 0)
 
-    Up to 8 bits by Pillow, since OpenCV returns a damaged strip as if it were whole; 16 bits by
-    OpenCV, since Pillow keeps 8 of a colour's 16.
-    """
-    page = _tiff(BytesIO(data))
-    plain = _plain_tiff(data, page)
-    if page.tag(_BITS, 1) < 16:
-        with _UnboundedTiff(BytesIO(plain)) as picture:
-            mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
-            return Picture(np.array(picture.convert(mode)))
-    return decode_quietly(plain)._replace(negative=page.tag(_PHOTOMETRIC, 0) == 0)
+
+def _few_bits(file: bytes) -> NDArray[Any]:
+    """Up to 8 bits a sample, filling the range of 8; a negative is turned."""
+    with _UnboundedTiff(BytesIO(file)) as picture:
+        return np.array(picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB"))
+
+
+def _stored(data: bytes, page: Directory) -> NDArray[Any]:
+    """The stored values, (H, W) or (H, W, 3), of a picture that does not keep its channels apart."""
+    if page.tag(tags.COMPRESSION, 1) in _PICTURES:
+        return _of_pictures(data, page)
+    if page.tag(tags.COMPRESSION, 1) in _BY_PILLOW:
+        return _as_gray(data, page)
+    return decode_quietly(page.file(data)).pixels
+
+
+def _as_gray(data: bytes, page: Directory) -> NDArray[Any]:
+    """16 bits by Pillow, which keeps them of gray only: so a row of colour is called a longer row of gray."""
+    (height, width), samples = page.size_hw, page.tag(tags.SAMPLES, 1)
+    wide = page.piece_hw[1]
+    gray = page.saying(t256=width * samples, t258=16, t262=1, t277=1, t338=None, t339=None)
+    if page.is_tiled:
+        gray = gray.saying(t322=wide * samples)
+    differs = samples > 1 and page.tag(tags.PREDICTOR, 1) == 2
+    with _UnboundedTiff(BytesIO((gray.saying(t317=1) if differs else gray).file(data))) as picture:
+        pixels = np.array(picture).astype(np.uint16).reshape(height, width, samples)
+    if differs:  # from the pixel to the left (TIFF 6.0, section 14), each strip or tile by itself
+        for left in range(0, width, wide):
+            part = pixels[:, left : left + wide]
+            np.cumsum(part, axis=1, dtype=np.uint16, out=part)
+    return pixels[..., 0] if samples == 1 else pixels[..., :3]
+
+
+def _of_pictures(data: bytes, page: Directory) -> NDArray[Any]:
+    """A picture whose strips or tiles are files of their own."""
+    (height, width), (high, wide) = page.size_hw, page.piece_hw
+    across = -(-width // wide)
+    channels = 1 if page.tag(tags.SAMPLES, 1) == 1 else 3
+    kind = np.uint8 if page.tag(tags.BITS, 1) == 8 else np.uint16
+    canvas = np.zeros((-(-height // high) * high, across * wide, channels), kind)
+    for index, (start, length) in enumerate(zip(*page.pieces, strict=True)):
+        top, left = index // across * high, index % across * wide
+        piece = decode_quietly(data[start : start + length]).pixels
+        piece = piece.reshape(*piece.shape[:2], -1)[..., -channels:]
+        rows, columns = min(high, height - top), min(wide, width - left)
+        if piece.dtype != kind or piece.shape[0] < rows or piece.shape[1] < columns:
+            raise ImageError(
+                f"expected strips of {rows} x {columns} pixels, found {piece.dtype} {piece.shape}"
+            )
+        canvas[top : top + rows, left : left + columns] = piece[:rows, :columns]
+    whole = canvas[:height, :width]
+    return whole[..., 0] if channels == 1 else whole
 
 
 class _UnboundedTiff(TiffImageFile):
