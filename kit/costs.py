@@ -44,7 +44,7 @@ class Calibration:
 def calibrate(ensemble: Ensemble, folder: Path, most: int = 4) -> Calibration:
     """Run a few images and measure; the first is run twice, and counts once."""
     files = find_images([folder])[:most]
-    images = [read_image(file) for file in files]
+    images = [read_image(file, ensemble.manifest.images.limits) for file in files]
     rules, classes = ensemble.manifest.rules, ensemble.classes
     looks: dict[tuple[str, str], float] = defaultdict(float)
 

@@ -26,7 +26,7 @@ def score(manifest: Path, images: Path, truth: Path, device: torch.device) -> fl
     worth_a_mask = selector(rules, classes)
     scores = []
     for file in files:
-        image = read_image(file)
+        image = read_image(file, ensemble.manifest.images.limits)
         (prediction,) = predict(ensemble, [image], worth_a_mask)
         cells = build_instances(prediction, rules, classes)
         found = split_label_map(cells.label_map, len(cells))

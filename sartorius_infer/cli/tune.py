@@ -172,7 +172,7 @@ def _look(ensemble: Ensemble, files: Sequence[ImageFile]) -> Iterator[tuple[Pred
 
     alone = [replace(ensemble, members=(member,)) for member in ensemble.members]
     for file in tqdm(files, unit=" image", desc="predict", dynamic_ncols=True):
-        image = read_image(file)
+        image = read_image(file, ensemble.manifest.images.limits)
         yield tuple(predict(one, [image])[0] for one in alone)
 
 

@@ -28,6 +28,8 @@ def describe_weights(weights: Weights, last: Callable[[Manifest], str] = lambda 
         for spec, (file_lines, rest) in zip(manifest.models, reports, strict=True)
     ]
     head = f"{weights.path}: classes {', '.join(manifest.classes)}; views {', '.join(manifest.views)}"
+    if (limits := manifest.images.limits) is not None:
+        head += f"; 16-bit values from {limits[0]} to {limits[1]}"
     return "\n\n".join(filter(None, [head * (not weights.is_bare), *texts, last(manifest)]))
 
 

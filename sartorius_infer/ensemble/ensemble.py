@@ -51,13 +51,16 @@ class Ensemble:
         """The cells of an image, or of each of several images of any sizes, as the command line finds them.
 
         An image is a path, what `find_images` gives, a `CellImage`, or an array (H, W), (H, W, 3) RGB or
-        (H, W, 4) RGBA of uint8, uint16, or fractions in [0, 1]; 16-bit values are read as `read_image`
-        says. Raises ImageError for an image that cannot be used, TypeError for what is none, and
-        PredictionError, naming the network, where one puts out NaN or infinity.
+        (H, W, 4) RGBA of uint8, uint16, or fractions in [0, 1]; 16-bit values are read as the manifest's
+        `images` say, else as `read_image` does. Raises ImageError for an image that cannot be used,
+        TypeError for what is none, and PredictionError, naming the network, where one puts out NaN or
+        infinity.
         """
         if isinstance(image, list | tuple):
             return [self.segment(each) for each in image]
-        (prediction,) = predict(self, [as_image(image)], selector(self.rules, self.classes))
+        (prediction,) = predict(
+            self, [as_image(image, self.manifest.images.limits)], selector(self.rules, self.classes)
+        )
         return build_instances(prediction, self.rules, self.classes)
 
     def quicken(self) -> None:

@@ -18,22 +18,28 @@ from sartorius_infer.types import CellImage, UInt8
 AnyImage = str | Path | ImageFile | CellImage | NDArray[Any]
 """What counts as one image, wherever people hand one over."""
 
+Limits = tuple[int, int]
+"""The 16-bit values that are read as black and as white."""
 
-def read_image(file: str | Path | ImageFile) -> CellImage:
-    """The pixels of a PNG, TIFF, JPEG or BMP file, which its content tells apart, not its name.
+
+def read_image(file: str | Path | ImageFile, limits: Limits | None = None) -> CellImage:
+    """The pixels of a PNG, TIFF, JPEG, BMP or WebP file, which its content tells apart, not its name.
 
     Gray stays gray; palettes become RGB, alpha is dropped, and RGB with three equal channels
     becomes gray. 1-bit pictures become 0 and 255. Orientation tags are ignored, since masks
     belong to the stored pixels.
 
-    16-bit values count as b-bit ones, b being the least of 8, 10, 12, 14 and 16 that holds the
-    image's maximum (cameras store 10 to 14 bits in 16), and go linearly from [0, 2^b - 1] to
-    [0, 255], rounded half up. So 8 bits stored in 16 do not change, nor does their multiple by 257
-    where its maximum needs more than 14 bits.
+    16-bit values go linearly from `limits`, the values that are black and white, to [0, 255], rounded
+    half up; what lies outside saturates. A manifest may fix the limits (`images.bits` or
+    `images.range`). Where they are None, values count as b-bit ones, from 0 to 2^b - 1, b being the
+    least of 8, 10, 12, 14 and 16 (cameras store 10 to 14 bits in 16) that holds all pixels but a
+    handful: dust and dead pixels must not decide. A handful is 20 pixels or one in 10,000, whichever
+    is more, but never over one in 100; a pixel counts by its brightest channel. So 8 bits stored in 16
+    do not change, nor does their multiple by 257 where it needs more than 14 bits.
 
     Raises ImageError if the file cannot be read or is damaged, truncated or larger than
     `formats.MAX_PIXELS`, or if its samples are signed, floats or wider than 16 bits, or if it
-    holds several pages.
+    holds several pages or a stack, or if its name is not UTF-8, so that no output could name it.
     """
     if not isinstance(file, ImageFile):
         file = ImageFile(as_path(file, "image").stem, Path(file))
@@ -42,7 +48,7 @@ def read_image(file: str | Path | ImageFile) -> CellImage:
         form, _ = header(BytesIO(data))
         form.check(data)
         picture = form.decode(data)
-        pixels = _to_eight_bits(picture.pixels)
+        pixels = _to_eight_bits(picture.pixels, limits)
         return CellImage(file.id, ~pixels if picture.negative else pixels)
 
 
@@ -55,17 +61,17 @@ def image_size(file: ImageFile) -> tuple[int, int]:
         return header(stream)[1]
 
 
-def as_image(image: AnyImage) -> CellImage:
+def as_image(image: AnyImage, limits: Limits | None = None) -> CellImage:
     """An image as the networks take it, from a file or from an array.
 
     An array is (H, W) gray, (H, W, 3) RGB or (H, W, 4) RGBA, whose alpha is dropped; uint8, uint16, which
-    counts as `read_image` says, or fractions in [0, 1]. Its id is "image". Raises ImageError for another
-    shape or type, or values outside; TypeError for what is no image.
+    counts as `read_image` says with these `limits`, or fractions in [0, 1]. Its id is "image".
+    Raises ImageError for another shape or type, or values outside; TypeError for what is no image.
     """
     if isinstance(image, CellImage):
         return image
     if isinstance(image, str | Path | ImageFile):
-        return read_image(image)
+        return read_image(image, limits)
     if not isinstance(image, np.ndarray):
         raise TypeError(
             "image: expected a path, an array (H, W), (H, W, 3) or (H, W, 4), or a list of them, found "
@@ -75,7 +81,7 @@ def as_image(image: AnyImage) -> CellImage:
     if not shaped or image.size == 0:
         raise ImageError(f"image: expected an array (H, W), (H, W, 3) or (H, W, 4), found {image.shape}")
     pixels = image[..., :3] if image.ndim == 3 else image
-    return CellImage("image", _to_eight_bits(_whole(pixels)))
+    return CellImage("image", _to_eight_bits(_whole(pixels), limits))
 
 
 def _whole(pixels: NDArray[Any]) -> NDArray[Any]:
@@ -90,12 +96,19 @@ def _whole(pixels: NDArray[Any]) -> NDArray[Any]:
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
-def _to_eight_bits(pixels: NDArray[Any]) -> UInt8:
+def _to_eight_bits(pixels: NDArray[Any], limits: Limits | None) -> UInt8:
     """uint8 of uint8 or uint16 pixels as `read_image` describes; gray where channels are equal."""
     if pixels.ndim == 3 and all(np.array_equal(pixels[..., 0], pixels[..., i]) for i in (1, 2)):
         pixels = pixels[..., 0]
     if pixels.dtype == np.uint16:
-        highest = int(pixels.max())
-        top = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if highest < 2**bits)
-        pixels = ((np.arange(top + 1) * 510 + top) // (2 * top)).astype(np.uint8)[pixels]
+        low, high = limits or (0, 2 ** _bits_in_use(pixels) - 1)
+        values = np.clip(np.arange(2**16), low, high) - low
+        pixels = ((values * 510 + high - low) // (2 * (high - low))).astype(np.uint8)[pixels]
     return np.ascontiguousarray(pixels, np.uint8)
+
+
+def _bits_in_use(pixels: NDArray[np.uint16]) -> int:
+    """The least usual depth of a camera that holds all pixels but a handful."""
+    brightest = pixels if pixels.ndim == 2 else pixels.max(axis=2)
+    handful = min(max(20, brightest.size // 10_000), brightest.size // 100)
+    return next(bits for bits in (8, 10, 12, 14, 16) if np.count_nonzero(brightest >> bits) <= handful)

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from sartorius_infer.errors import ManifestError
 from sartorius_infer.manifest.detectron2 import Detectron2Parts
 from sartorius_infer.manifest.preprocessing import Preprocessing
+from sartorius_infer.manifest.reading import ImageReading
 from sartorius_infer.manifest.rules import Rules
 from sartorius_infer.manifest.settings import Count, Fraction, Positive, Settings, partial_model
 from sartorius_infer.manifest.torchvision import NetworkParts
@@ -112,6 +113,7 @@ class Manifest(Settings):
         description="in label order, from 1"
     )
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
+    images: ImageReading = Field(ImageReading(), description="how files are read, for all networks alike")
     views: Annotated[tuple[str, ...], Field(min_length=1)] = ("identity",)
     fusion: Fusion = Fusion()
     rules: Rules = Rules()
@@ -217,7 +219,10 @@ def _describe_fault(error: ValidationError, content: Any) -> str:
     where = "$"
     last = len(fault["loc"]) - 1
     for depth, step in enumerate(fault["loc"]):
-        known = step in content if isinstance(content, dict) else isinstance(step, int)
+        if isinstance(content, list):
+            known = isinstance(step, int) and step < len(content)
+        else:
+            known = isinstance(content, dict) and step in content
         # What is not there is what is missing, or else not a place but the branch of a union.
         if known or (fault["type"] == "missing" and depth == last):
             where += f"[{step}]" if isinstance(step, int) else f".{step}"

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, islice
 from typing import TypeVar
 
@@ -21,7 +22,7 @@ from sartorius_infer.cells.claim import build_instances, selector
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import ImageError, PredictionError, SartoriusError, first_line
-from sartorius_infer.images.read import read_image
+from sartorius_infer.images.read import Limits, read_image
 from sartorius_infer.output.predictions import save_prediction
 from sartorius_infer.output.render import overlay, save_overlay
 from sartorius_infer.output.submission import ResultWriter
@@ -55,7 +56,8 @@ def run(
     depth = size + options.workers
     try:
         tasks = ((batch.number, job) for batch in batches for job in batch.jobs)
-        decoded = _ahead(readers, _decode, tasks, depth)
+        read = partial(_decode, limits=ensemble.manifest.images.limits)
+        decoded = _ahead(readers, read, tasks, depth)
         runner = _Runner(ensemble, options, budget, size, sum(len(batch.jobs) for batch in batches))
         finish = _Finisher(ensemble, options, encode)
         outcomes = _ahead(finishers, finish, _predicted(runner, decoded), depth, eager=True)
@@ -111,12 +113,12 @@ def _ahead(
         yield waiting.popleft().result()
 
 
-def _decode(task: tuple[int, Job]) -> _Work:
+def _decode(task: tuple[int, Job], limits: Limits | None) -> _Work:
     batch, job = task
     if job.file is None:
         return _Work(batch, job.id, error=ImageError(f"{job.id}: expected an image of this id, found none"))
     try:
-        return _Work(batch, job.id, image=read_image(job.file))
+        return _Work(batch, job.id, image=read_image(job.file, limits))
     except SartoriusError as error:
         return _Work(batch, job.id, error=error)
 

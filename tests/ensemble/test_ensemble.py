@@ -78,6 +78,23 @@ def test_one_image_in_every_form(ensemble: Ensemble, files: list[Path]) -> None:
     np.testing.assert_array_equal(ensemble.segment(find_images(file.parent))[0].label_map, expected)
 
 
+def test_the_manifest_fixes_how_sixteen_bits_are_read(files: list[Path], tmp_path: Path) -> None:
+    """In files and arrays alike: 12 bits that use the lowest eight, which would be brighter by themselves."""
+    plain = load_ensemble(write_tiny(tmp_path / "plain", rules=loose_rules()), device="cpu")
+    fixed = load_ensemble(
+        write_tiny(tmp_path / "fixed", rules=loose_rules(), images={"bits": 12}), device="cpu"
+    )
+    gray = cv2.imread(str(files[0]), cv2.IMREAD_GRAYSCALE)
+    assert gray is not None
+    stored = (gray // 2).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "a.png"), stored)
+    dark = np.floor(stored * (255 / 4095) + 0.5).astype(np.uint8)
+    for form in (stored, tmp_path / "a.png"):
+        np.testing.assert_array_equal(fixed.segment(form).label_map, plain.segment(dark).label_map)
+        np.testing.assert_array_equal(plain.segment(form).label_map, plain.segment(gray // 2).label_map)
+    assert not np.array_equal(plain.segment(stored).label_map, fixed.segment(stored).label_map)
+
+
 def test_an_image_in_which_nothing_is_found(ensemble: Ensemble, files: list[Path]) -> None:
     nothing = ensemble.with_overrides(score=dict.fromkeys(ensemble.classes, 1.0)).segment(files[0])
     assert len(nothing) == 0

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from image_factories import by_cv2, pixels_of, tiff
+from image_factories import GRAY, by_cv2, pixels_of, tiff
 from numpy.typing import NDArray
 from PIL import Image
-from places import DATA
+from places import CASES, DATA
 
 from sartorius_infer.competition import find_competition
 from sartorius_infer.errors import ImageError
 from sartorius_infer.images.find import EXTENSIONS, ImageFile, find_images
-from sartorius_infer.images.read import image_size, read_image
+from sartorius_infer.images.read import as_image, image_size, read_image
 from sartorius_infer.types import UInt8
 
 LIVECELL, SARTORIUS = DATA / "livecell" / "images", DATA / "sartorius" / "images"
@@ -136,6 +136,87 @@ class TestSixteenBits:
         bits = next(bits for bits in (8, 10, 12, 14, 16) if pixels.max() < 2**bits)
         expected = np.floor(pixels.astype(float) * 255 / (2**bits - 1) + 0.5)
         assert np.array_equal(pixels_of(by_cv2(".png")(pixels)), expected)
+
+    @given(
+        st.sampled_from([10, 12, 14]),
+        st.integers(1, 20),
+        st.sampled_from(["edge", "any", "full"]),
+        st.sampled_from([(48, 64), (200, 300)]),
+        st.integers(0, 2**32 - 1),
+    )
+    @settings(max_examples=40, deadline=None)
+    def test_a_handful_of_bright_pixels_does_not_decide(
+        self, bits: int, hot: int, how: str, size_hw: tuple[int, int], seed: int
+    ) -> None:
+        draw = np.random.default_rng(seed)
+        plain = camera(draw, bits, size_hw)
+        bright = plain.copy()
+        places = draw.choice(plain.size, hot, replace=False)
+        lowest, highest = {"edge": (2**bits, 2**bits), "any": (2**bits, 65535), "full": (65535, 65535)}[how]
+        bright.ravel()[places] = draw.integers(lowest, highest, hot, endpoint=True)
+        read, expected = as_image(bright).pixels, as_image(plain).pixels.copy()
+        expected.ravel()[places] = 255
+        assert np.array_equal(read, expected)
+        assert np.array_equal(pixels_of(tiff(bright)), expected)
+        assert np.array_equal(pixels_of(tiff(bright, t262=0)), ~expected)
+
+    @pytest.mark.parametrize(
+        ("size_hw", "handful"),
+        [((9, 11), 0), ((10, 10), 1), ((40, 50), 20), ((520, 704), 36), ((2000, 1500), 300)],
+    )
+    def test_how_many_are_a_handful(self, size_hw: tuple[int, int], handful: int) -> None:
+        pixels = np.full(size_hw, 100, np.uint16)
+        for count, read in ((handful, 100), (handful + 1, round(100 * 255 / 65535))):
+            pixels.ravel()[:count] = 60_000
+            assert as_image(pixels).pixels[-1, -1] == read
+
+    def test_a_pixel_of_a_colour_counts_once_by_its_brightest_channel(self) -> None:
+        pixels = np.full((40, 50, 3), (100, 200, 50), np.uint16)
+        pixels[0, :20] = 60_000
+        assert as_image(pixels).pixels[-1, -1].tolist() == [100, 200, 50]
+        pixels[1, 0, 2] = 60_000
+        assert as_image(pixels).pixels[-1, -1].tolist() == [0, 1, 0]
+
+    @given(hnp.arrays(np.uint16, (3, 5)), st.integers(0, 65534), st.integers(1, 65535))
+    @settings(max_examples=50, deadline=None)
+    def test_limits(self, pixels: NDArray[np.uint16], low: int, more: int) -> None:
+        high = min(low + more, 65535)
+        expected = np.floor((pixels.clip(low, high).astype(float) - low) * 255 / (high - low) + 0.5)
+        assert np.array_equal(as_image(pixels, (low, high)).pixels, expected)
+
+    def test_limits_are_for_sixteen_bits(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.png"
+        path.write_bytes(by_cv2(".png")(GRAY))
+        assert np.array_equal(read_image(path, (0, 4095)).pixels, GRAY)
+        path.write_bytes(by_cv2(".png")(GRAY.astype(np.uint16)))
+        assert np.array_equal(read_image(path, (0, 510)).pixels, (GRAY.astype(int) + 1) // 2)
+
+    @pytest.mark.skipif(not SARTORIUS.is_dir(), reason="the shared real images are not here")
+    @pytest.mark.parametrize("bits", [10, 12, 14, 16])
+    def test_real_images_at_a_camera_s_depth(self, bits: int) -> None:
+        """All of them are read at the depth they have, with hot pixels or without."""
+        draw = np.random.default_rng(0)
+        for file in find_images([SARTORIUS])[:8]:
+            gray = read_image(file).pixels
+            deep = (gray.astype(np.uint16) << (bits - 8)) + draw.integers(
+                0, 1 << (bits - 8), gray.shape, np.uint16
+            )
+            plain = as_image(deep).pixels
+            assert np.abs(plain.astype(int) - gray).max() <= 1
+            deep.ravel()[:: deep.size // 20][:20] = 65535
+            assert np.count_nonzero(as_image(deep).pixels != plain) <= 20
+
+    @pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not here")
+    def test_cases(self) -> None:
+        plain, edge = (read_image(CASES / "hotpixel" / name / "x.tif").pixels for name in ("plain", "edge"))
+        assert np.count_nonzero(plain != edge) == 1
+
+
+def camera(draw: np.random.Generator, bits: int, size_hw: tuple[int, int]) -> NDArray[np.uint16]:
+    """A smooth picture with the noise of photons, in the upper half of a camera's range."""
+    rows, columns = np.mgrid[: size_hw[0], : size_hw[1]]
+    light = 0.5 + 0.2 * np.sin(rows / 9) * np.cos(columns / 13) + draw.normal(0, 0.02, size_hw)
+    return (light.clip(0, 1) * (2**bits - 1)).astype(np.uint16)
 
 
 class TestUnreadable:

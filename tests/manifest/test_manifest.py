@@ -75,6 +75,14 @@ def test_the_least_manifest_has_the_documented_defaults(tmp_path: Path) -> None:
     assert plan.path(plan.manifest.models[0]).is_file()
 
 
+@pytest.mark.parametrize(
+    ("said", "limits"),
+    [({}, None), ({"bits": 12}, (0, 4095)), ({"bits": 16}, (0, 65535)), ({"range": [90, 3000]}, (90, 3000))],
+)
+def test_how_images_are_read(tmp_path: Path, said: dict[str, Any], limits: tuple[int, int] | None) -> None:
+    assert load(tmp_path, content(images=said)).manifest.images.limits == limits
+
+
 def test_settings_hold_only_what_is_written(tmp_path: Path) -> None:
     said = {"rpn": {"nms": 0.5}, "anchors": {"sizes": [[8], [16]]}, "body": None, "box_pool": {}}
     (model,) = load(tmp_path, network(**said)).manifest.models
@@ -113,6 +121,12 @@ FAULTS: list[tuple[str, Any]] = [
     (f"{MODEL}.format", entry(format="onnx")),
     *((f"{MODEL}.weight", entry(weight=v)) for v in (0, -1, "1", True, None, float("nan"), float("inf"))),
     *((f"{MODEL}.classes", entry(classes=v)) for v in ([], ["z"], ["x", "x"])),
+    *(("$.images.bits", content(images={"bits": v})) for v in (7, 17, 12.0, "12")),
+    *(("$.images.range", content(images={"range": v})) for v in ([5, 5], [9, 2])),
+    *(("$.images.range[1]", content(images={"range": v})) for v in ([0], [0, 65536], [0, 9.5])),
+    ("$.images.range", content(images={"range": [0, 1, 2]})),
+    ("$.images", content(images={"bits": 12, "range": [0, 4095]})),
+    ("$.images.foo", content(images={"foo": 1})),
     ("$.views", content(views=[])),
     ("$.views", content(views=["hflip", "hflip"])),
     *(("$.views[1]", content(views=["identity", v])) for v in ("foo", "scale:9", "scale:nan", "")),

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -60,6 +61,18 @@ def write_images(folder: Path, count: int, size_hw: tuple[int, int] = (64, 96)) 
     for i in range(count):
         write_image(folder / f"image{i}.png", size_hw, seed=i)
     return folder
+
+
+def test_the_manifest_fixes_how_sixteen_bits_are_read(tmp_path: Path) -> None:
+    ensemble = load_ensemble([write_tiny(tmp_path / "tiny", images={"range": [0, 510]})], CPU)
+    write_images(tmp_path / "eight", 1)
+    gray = read_image(tmp_path / "eight" / "image0.png").pixels
+    (tmp_path / "sixteen").mkdir()
+    assert cv2.imwrite(str(tmp_path / "sixteen" / "image0.png"), gray.astype(np.uint16) * 2)
+    for name in ("eight", "sixteen"):
+        run_on(ensemble, tmp_path / name, tmp_path / f"{name}.csv")
+    assert len(rows(tmp_path / "eight.csv")) > 3
+    assert rows(tmp_path / "eight.csv") == rows(tmp_path / "sixteen.csv")
 
 
 def test_a_run_writes_what_the_steps_give_one_by_one(tiny: Ensemble, tmp_path: Path) -> None:
