@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -32,6 +33,21 @@ def as_paths(value: Paths | None, what: str) -> list[Path]:
             f"{what}: expected a path (str or Path) or a list of them, found {type(value).__name__}"
         )
     return [as_path(each, what) for each in value]
+
+
+def image_id(name: str) -> str:
+    """The id of an image that is called `name` somewhere: in a folder, a table, an annotation.
+
+    Ids that mean the same image are equal here, whoever wrote them: letters with accents are composed
+    (Unicode's NFC; macOS decomposes them in file names), and `/` is `_`, since outputs are files and rows
+    that are called after ids. Bytes of a file name that are not UTF-8 are spelled out, as in "\\udce9".
+    """
+    return unicodedata.normalize("NFC", printable(name)).replace("/", "_")
+
+
+def printable(text: object) -> str:
+    """Text that any file or terminal takes: what is not Unicode in a path is spelled out."""
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @overload

@@ -3,11 +3,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sartorius_infer.files import atomic_file
+from sartorius_infer.files import atomic_file, image_id, printable
 
 
 def names(folder: Path) -> list[str]:
@@ -128,3 +131,27 @@ def test_a_full_device_is_an_error_and_stays_a_device() -> None:
         file.write("rows")
     assert raised.value.errno == errno.ENOSPC
     assert Path("/dev/full").is_char_device()
+
+
+ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
+
+
+@given(ANY_TEXT)
+def test_ids_can_be_written_anywhere_and_stay_as_they_are(name: str) -> None:
+    found = image_id(name)
+    found.encode("utf-8")
+    assert "/" not in found
+    assert image_id(found) == found
+
+
+@given(st.text())
+def test_ids_are_equal_however_letters_are_composed(name: str) -> None:
+    assert len({image_id(unicodedata.normalize(form, name)) for form in ("NFC", "NFD")}) == 1
+
+
+def test_ids() -> None:
+    assert image_id("a b.c") == "a b.c"
+    assert image_id("a/b/c") == "a_b_c"
+    assert image_id("e\N{COMBINING ACUTE ACCENT}") == "\N{LATIN SMALL LETTER E WITH ACUTE}"
+    assert image_id(os.fsdecode(b"caf\xe9")) == printable(Path(os.fsdecode(b"caf\xe9"))) == r"caf\udce9"
+    assert image_id("") == ""

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sartorius_infer.errors import ImageError
-from sartorius_infer.files import as_path
-from sartorius_infer.images.find import ImageFile, naming
+from sartorius_infer.files import as_path, image_id
+from sartorius_infer.images.find import ImageFile, naming, require_file
 from sartorius_infer.images.formats import header
 from sartorius_infer.types import CellImage, UInt8
 
@@ -42,8 +42,9 @@ def read_image(file: str | Path | ImageFile, limits: Limits | None = None) -> Ce
     holds several pages or a stack, or if its name is not UTF-8, so that no output could name it.
     """
     if not isinstance(file, ImageFile):
-        file = ImageFile(as_path(file, "image").stem, Path(file))
+        file = ImageFile(image_id(as_path(file, "image").stem), Path(file))
     with naming(file.path):
+        require_file(file.path)
         data = file.path.read_bytes()
         form, _ = header(BytesIO(data))
         form.check(data)
@@ -57,8 +58,10 @@ def image_size(file: ImageFile) -> tuple[int, int]:
 
     Raises ImageError where the header already tells that `read_image` would.
     """
-    with naming(file.path), file.path.open("rb") as stream:
-        return header(stream)[1]
+    with naming(file.path):
+        require_file(file.path)
+        with file.path.open("rb") as stream:
+            return header(stream)[1]
 
 
 def as_image(image: AnyImage, limits: Limits | None = None) -> CellImage:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -30,6 +33,9 @@ def touch(*paths: Path) -> None:
         path.write_bytes(b"")
 
 
+SUFFIXES = " ".join(EXTENSIONS)
+
+
 class TestFindImages:
     def test_a_folder_is_sorted_and_searched_by_extension_in_any_case(self, tmp_path: Path) -> None:
         names = [f"{index}{extension}" for index, extension in enumerate(EXTENSIONS)]
@@ -49,17 +55,11 @@ class TestFindImages:
         [
             (["nowhere"], "nowhere: expected an image or a folder, found nothing there"),
             (["nowhere.png"], "nowhere.png: expected an image or a folder, found nothing there"),
-            (
-                ["in/notes.txt"],
-                "notes.txt: expected an image (.png .tif .tiff .jpg .jpeg .bmp), found .txt",
-            ),
-            (
-                ["in/LICENSE"],
-                "LICENSE: expected an image (.png .tif .tiff .jpg .jpeg .bmp), found no extension",
-            ),
-            (["in"], "in: expected images (.png .tif .tiff .jpg .jpeg .bmp), found 2 other file(s)"),
-            (["one", "two"], "two/a.tif: expected ids to be unique, found "),
+            (["in/notes.txt"], f"notes.txt: expected an image ({SUFFIXES}), found .txt"),
+            (["in/LICENSE"], f"LICENSE: expected an image ({SUFFIXES}), found no extension"),
+            (["in"], f"in: expected images ({SUFFIXES}), found 2 other file(s)"),
             (["one/a.png", "one"], "one/a.png: expected ids to be unique, found "),
+            (["one/../one/a.png", "one"], "one/a.png: expected ids to be unique, found "),
             ([], "expected at least one image or folder, found none"),
         ],
     )
@@ -74,6 +74,115 @@ class TestFindImages:
         touch(tmp_path / "a.png", tmp_path / "a.tif")
         with pytest.raises(ImageError, match=r"a\.tif: .*a\.png"):
             find_images([tmp_path])
+
+    def test_folders_within_are_searched_where_asked_for(self, tmp_path: Path) -> None:
+        touch(tmp_path / "b.png", tmp_path / "z" / "a.png", tmp_path / "z" / "y" / "c.tif")
+        touch(tmp_path / ".hidden" / "d.png", tmp_path / "z" / ".e.png")
+        (tmp_path / "z" / "circle").symlink_to(tmp_path, target_is_directory=True)
+        assert [file.id for file in find_images(tmp_path)] == ["b"]
+        assert [file.id for file in find_images(tmp_path, recursive=True)] == ["a", "b", "c"]
+
+    def test_files_of_one_name_are_called_by_their_paths(self, tmp_path: Path) -> None:
+        names = ["a/image.tif", "b/image.tif", "c/d/image.png", "c/other.tif"]
+        touch(*(tmp_path / name for name in names))
+        expected = ["a_image", "b_image", "c_d_image", "other"]
+        assert [file.id for file in find_images([tmp_path / name for name in names])] == expected
+        assert [file.id for file in find_images(tmp_path, recursive=True)] == expected
+        folders = [tmp_path / "b", tmp_path / "a"]
+        assert [file.id for file in find_images(folders)] == ["b_image", "a_image"]
+        assert [file.id for file in find_images([tmp_path / "b"])] == ["image"]
+
+    def test_the_folder_that_holds_all_sources_is_what_paths_start_from(self, tmp_path: Path) -> None:
+        touch(tmp_path / "p" / "q" / "a" / "image.tif", tmp_path / "p" / "q" / "b" / "image.tif")
+        found = find_images(tmp_path / "p", recursive=True)
+        assert [file.id for file in found] == ["q_a_image", "q_b_image"]
+        found = find_images([file.path for file in found])
+        assert [file.id for file in found] == ["a_image", "b_image"]
+
+    def test_relative_sources(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        touch(tmp_path / "a" / "image.tif", tmp_path / "b" / "image.tif", tmp_path / "image.tif")
+        monkeypatch.chdir(tmp_path / "a")
+        assert [file.id for file in find_images([".", "../b"])] == ["a_image", "b_image"]
+        assert [file.id for file in find_images("..", recursive=True)] == ["a_image", "b_image", "image"]
+
+    def test_paths_that_become_one_id(self, tmp_path: Path) -> None:
+        touch(tmp_path / "a" / "b_c.png", tmp_path / "a_b" / "c.png", tmp_path / "a_b" / "d" / "c.png")
+        touch(tmp_path / "d" / "b_c.png")
+        with pytest.raises(ImageError, match=r"c\.png: expected ids to be unique, found .*c\.png as well"):
+            find_images(tmp_path, recursive=True)
+
+    def test_what_is_passed_over_is_said_in_one_line(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        touch(*(tmp_path / name for name in ("a.png", "b.txt", "c.txt", "d.HEIC", "notes", ".hidden")))
+        find_images(tmp_path)
+        (record,) = caplog.records
+        said = "passed over what is no image (.png .tif .tiff .jpg .jpeg .jfif .bmp .webp): "
+        assert record.getMessage() == f"{said}.HEIC 1, .txt 2, no suffix 1"
+        caplog.clear()
+        find_images(tmp_path / "a.png")
+        assert not caplog.records
+
+    def test_pipes_and_sockets_are_never_opened(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        touch(tmp_path / "a.png")
+        os.mkfifo(tmp_path / "b.png")
+        (tmp_path / "c.png").symlink_to("/dev/zero")
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(tmp_path / "d.png"))
+        assert [file.id for file in find_images(tmp_path)] == ["a"]
+        assert caplog.records[0].getMessage().endswith(": device 1, pipe 1, socket 1")
+        for name, kind in (("b", "pipe"), ("c", "device"), ("d", "socket")):
+            path = tmp_path / f"{name}.png"
+            with pytest.raises(
+                ImageError, match=f"{name}.png: expected an image or a folder, found a {kind}"
+            ):
+                find_images(path)
+            for use in (read_image, image_size):
+                with pytest.raises(ImageError, match=f"{name}.png: expected a file, found a {kind}"):
+                    use(ImageFile(name, path))
+
+    def test_a_link_to_nothing_is_an_image_that_cannot_be_read(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+        (file,) = find_images(tmp_path)
+        with pytest.raises(ImageError, match="No such file"):
+            read_image(file)
+
+
+class TestNames:
+    @pytest.mark.parametrize("form", ["NFC", "NFD"])
+    def test_ids_are_composed(self, tmp_path: Path, form: Literal["NFC", "NFD"]) -> None:
+        touch(tmp_path / f"{unicodedata.normalize(form, 'zellé')}.png")
+        (file,) = find_images(tmp_path)
+        assert file.id == "zell\N{LATIN SMALL LETTER E WITH ACUTE}"
+        assert unicodedata.is_normalized(form, file.path.name)
+
+    def test_one_name_in_both_forms(self, tmp_path: Path) -> None:
+        touch(*(tmp_path / f"{unicodedata.normalize(form, 'é')}.png" for form in ("NFC", "NFD")))
+        with pytest.raises(ImageError, match="expected ids to be unique"):
+            find_images(tmp_path)
+
+    def test_bytes_that_are_no_text_are_one_image_that_cannot_be_read(self, tmp_path: Path) -> None:
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+        path.write_bytes(by_cv2(".png")(GRAY))
+        (file,) = find_images(tmp_path)
+        assert file.id == r"caf\udce9"
+        for use in (read_image, image_size):
+            with pytest.raises(ImageError, match="found other bytes; rename the file") as caught:
+                use(file)
+            str(caught.value).encode("utf-8")
+
+    def test_folders_may_have_any_name(self, tmp_path: Path) -> None:
+        folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+        folder.mkdir()
+        (folder / "a.png").write_bytes(by_cv2(".png")(GRAY))
+        (folder / "b.png").write_bytes(b"")
+        good, bad = find_images(folder)
+        assert np.array_equal(read_image(good).pixels, GRAY)
+        with pytest.raises(ImageError) as caught:
+            read_image(bad)
+        str(caught.value).encode("utf-8")
 
 
 class TestFindCompetition:
