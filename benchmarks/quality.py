@@ -10,7 +10,8 @@ from benchmarks import kit, opponents
 from benchmarks.networks import LEAST_AREA, default_checkpoint
 from sartorius_infer.cells.rle import decode
 from sartorius_infer.ensemble.ensemble import Ensemble
-from sartorius_infer.evaluate.scoring import FoundCell, score
+from sartorius_infer.evaluate.scoring import score
+from sartorius_infer.evaluate.submissions import FoundCell
 from sartorius_infer.evaluate.truth import read_truth
 from sartorius_infer.images.find import find_images
 from sartorius_infer.images.read import read_image

@@ -11,7 +11,8 @@ from sartorius_infer.cells.rle import split_label_map
 from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.evaluate.metric import mean_ap, score_image
-from sartorius_infer.evaluate.truth import read_train_csv, require_known
+from sartorius_infer.evaluate.train_csv import read_train_csv
+from sartorius_infer.evaluate.true_image import require_known
 from sartorius_infer.images.find import find_images
 from sartorius_infer.images.read import read_image
 

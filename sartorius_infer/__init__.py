@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from sartorius_infer.ensemble.loading import load_ensemble as load_ensemble
     from sartorius_infer.ensemble.passes import predict as predict
     from sartorius_infer.errors import SartoriusError as SartoriusError
-    from sartorius_infer.evaluate.scoring import read_found as read_found
     from sartorius_infer.evaluate.scoring import score as score
+    from sartorius_infer.evaluate.submissions import read_found as read_found
     from sartorius_infer.evaluate.truth import read_truth as read_truth
     from sartorius_infer.images.find import find_images as find_images
     from sartorius_infer.images.read import read_image as read_image
@@ -53,7 +53,7 @@ _HOMES = {
     "resolve_device": "ensemble.device",
     "predict": "ensemble.passes",
     "SartoriusError": "errors",
-    "read_found": "evaluate.scoring",
+    "read_found": "evaluate.submissions",
     "score": "evaluate.scoring",
     "read_truth": "evaluate.truth",
     "Rules": "manifest.rules",

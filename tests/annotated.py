@@ -13,7 +13,7 @@ from factories import random_prediction
 from sartorius_infer.cells.claim import build_instances
 from sartorius_infer.cells.rle import encode_label_map, split_label_map
 from sartorius_infer.evaluate.metric import score_image
-from sartorius_infer.evaluate.truth import TrueImage
+from sartorius_infer.evaluate.true_image import TrueImage
 from sartorius_infer.manifest.rules import ClassRule, Rules
 from sartorius_infer.output.predictions import save_prediction
 from sartorius_infer.tuning.choices import Choice

@@ -17,7 +17,7 @@ from tiny import write_image
 from sartorius_infer.cells.claim import build_instances
 from sartorius_infer.cells.rle import Mask, encode_label_map, run_pixels, split_label_map
 from sartorius_infer.evaluate.metric import ImageScore, score_image
-from sartorius_infer.evaluate.truth import TrueImage
+from sartorius_infer.evaluate.true_image import TrueImage
 from sartorius_infer.images.find import ImageFile
 from sartorius_infer.manifest.rules import ClassRule, EdgeThresholds, Rules
 from sartorius_infer.output.predictions import save_prediction

@@ -18,7 +18,9 @@ import pandas as pd
 
 from sartorius_infer.cells.rle import Mask
 from sartorius_infer.errors import ImageError
-from sartorius_infer.evaluate.truth import COLUMNS, TrueImage, read_class_maps, read_truth
+from sartorius_infer.evaluate.label_maps import read_class_maps
+from sartorius_infer.evaluate.train_csv import COLUMNS
+from sartorius_infer.evaluate.truth import TrueImage, read_truth
 from sartorius_infer.images.find import EXTENSIONS, ImageFile
 from sartorius_infer.images.read import read_image
 from sartorius_infer.types import UInt8

@@ -40,7 +40,8 @@ def score_parser() -> argparse.ArgumentParser:
 
 def score_command(arguments: argparse.Namespace) -> int:
     """Print the score, and write what was asked for."""
-    from sartorius_infer.evaluate.scoring import as_json, compare, read_annotated, score
+    from sartorius_infer.evaluate.scoring import as_json, compare, score
+    from sartorius_infer.evaluate.submissions import read_annotated
     from sartorius_infer.evaluate.truth import read_truth
 
     truth = read_truth(arguments.truth)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sartorius_infer.cells.rle import Mask
-    from sartorius_infer.evaluate.scoring import Found
-    from sartorius_infer.evaluate.truth import TrueImage
+    from sartorius_infer.evaluate.submissions import Found
+    from sartorius_infer.evaluate.true_image import TrueImage
     from sartorius_infer.images.find import ImageFile
     from sartorius_infer.manifest.manifest import Manifest
     from sartorius_infer.show.candidates import Looks
@@ -131,7 +131,7 @@ def _looks_of_submission(arguments: argparse.Namespace, files: dict[str, ImageFi
 
 def _found(submission: Path, files: dict[str, ImageFile]) -> tuple[Found, dict[str, tuple[int, int]]]:
     """The submission's cells, and the size of every image."""
-    from sartorius_infer.evaluate.scoring import read_cells
+    from sartorius_infer.evaluate.submissions import read_cells
     from sartorius_infer.images.read import image_size
 
     sizes = {image_id: image_size(file) for image_id, file in files.items()}

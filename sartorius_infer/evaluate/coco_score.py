@@ -13,8 +13,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from sartorius_infer.cells.rle import Mask, run_pixels
-from sartorius_infer.evaluate.scoring import Found
-from sartorius_infer.evaluate.truth import TrueImage
+from sartorius_infer.evaluate.submissions import Found
+from sartorius_infer.evaluate.true_image import TrueImage
 from sartorius_infer.types import Float64
 
 AREAS = ("all", "small", "medium", "large")

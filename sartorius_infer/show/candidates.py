@@ -18,7 +18,7 @@ from sartorius_infer.cells.claim import build_instances, leading_label
 from sartorius_infer.cells.instances import Instances
 from sartorius_infer.cells.rle import Mask, run_pixels, split_label_map
 from sartorius_infer.errors import TruthError
-from sartorius_infer.evaluate.scoring import Found, FoundCell
+from sartorius_infer.evaluate.submissions import Found, FoundCell
 from sartorius_infer.manifest.rules import Consensus, Rules
 from sartorius_infer.types import Bool, Float32, Int64, Prediction
 

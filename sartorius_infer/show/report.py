@@ -17,7 +17,7 @@ from sartorius_infer.cells.rle import Mask, run_pixels
 from sartorius_infer.errors import ImageError, TruthError, size_text
 from sartorius_infer.evaluate.metric import overlaps, score_image, twentieths
 from sartorius_infer.evaluate.scoring import bootstrap
-from sartorius_infer.evaluate.truth import TrueImage
+from sartorius_infer.evaluate.true_image import TrueImage
 from sartorius_infer.images.find import ImageFile
 from sartorius_infer.images.read import read_image
 from sartorius_infer.output.render import stretched

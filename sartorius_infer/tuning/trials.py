@@ -16,7 +16,7 @@ from sartorius_infer.cells.claim import build_instances, consensus_label, decisi
 from sartorius_infer.cells.paste import Crop, paste_cells
 from sartorius_infer.errors import TruthError, size_text
 from sartorius_infer.evaluate.metric import TrueCells, score_label_map, true_cells
-from sartorius_infer.evaluate.truth import TrueImage
+from sartorius_infer.evaluate.true_image import TrueImage
 from sartorius_infer.manifest.rules import Rules
 from sartorius_infer.tuning.choices import Choice
 from sartorius_infer.tuning.members import combine

@@ -22,7 +22,8 @@ from tiny import write_image, write_tiny
 from sartorius_infer.cells.claim import build_instances
 from sartorius_infer.cli.main import main
 from sartorius_infer.evaluate.metric import mean_ap
-from sartorius_infer.evaluate.scoring import bootstrap, read_found
+from sartorius_infer.evaluate.scoring import bootstrap
+from sartorius_infer.evaluate.submissions import read_found
 from sartorius_infer.images.read import read_image
 from sartorius_infer.manifest.rules import Rules
 from sartorius_infer.output.render import overlay

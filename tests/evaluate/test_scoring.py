@@ -18,8 +18,10 @@ from sartorius_infer.cli.main import main
 from sartorius_infer.errors import SubmissionError, TruthError
 from sartorius_infer.evaluate.coco_score import coco_summary
 from sartorius_infer.evaluate.metric import THRESHOLDS
-from sartorius_infer.evaluate.scoring import FoundCell, bootstrap, compare, read_annotated, read_found, score
-from sartorius_infer.evaluate.truth import TrueImage, read_truth
+from sartorius_infer.evaluate.scoring import bootstrap, compare, score
+from sartorius_infer.evaluate.submissions import FoundCell, read_annotated, read_found
+from sartorius_infer.evaluate.true_image import TrueImage
+from sartorius_infer.evaluate.truth import read_truth
 from sartorius_infer.output.submission import CocoWriter, SubmissionWriter
 from sartorius_infer.types import Int32
 

@@ -16,7 +16,7 @@ from sartorius_infer.cells.claim import build_instances, consensus_label
 from sartorius_infer.cells.instances import Instances
 from sartorius_infer.cells.rle import split_label_map
 from sartorius_infer.errors import TruthError
-from sartorius_infer.evaluate.scoring import FoundCell
+from sartorius_infer.evaluate.submissions import FoundCell
 from sartorius_infer.manifest.rules import ClassRule, Consensus, EdgeRule, EdgeThresholds, Rules
 from sartorius_infer.show.candidates import (
     Look,

@@ -21,8 +21,8 @@ from tiny import write_image
 from sartorius_infer.cells.claim import consensus_label
 from sartorius_infer.cells.colours import class_colours
 from sartorius_infer.evaluate.metric import THRESHOLDS, match, mean_ap, overlaps, twentieths
-from sartorius_infer.evaluate.scoring import FoundCell
-from sartorius_infer.evaluate.truth import TrueImage
+from sartorius_infer.evaluate.submissions import FoundCell
+from sartorius_infer.evaluate.true_image import TrueImage
 from sartorius_infer.images.find import ImageFile
 from sartorius_infer.manifest.rules import ClassRule, Rules
 from sartorius_infer.output.render import outline

@@ -23,8 +23,10 @@ from sartorius_infer.cells.colours import class_colours
 from sartorius_infer.cells.rle import Mask
 from sartorius_infer.errors import ImageError, TruthError
 from sartorius_infer.evaluate.metric import mean_ap
-from sartorius_infer.evaluate.scoring import FoundCell, bootstrap
-from sartorius_infer.evaluate.truth import TrueImage, read_train_csv
+from sartorius_infer.evaluate.scoring import bootstrap
+from sartorius_infer.evaluate.submissions import FoundCell
+from sartorius_infer.evaluate.train_csv import read_train_csv
+from sartorius_infer.evaluate.true_image import TrueImage
 from sartorius_infer.images.find import ImageFile, find_images
 from sartorius_infer.output.render import stretched
 from sartorius_infer.show.candidates import Look, Looks, looks_of_found, looks_of_predictions

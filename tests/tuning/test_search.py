@@ -17,7 +17,7 @@ from tiny import write_image, write_tiny
 from sartorius_infer.cells.rle import split_label_map
 from sartorius_infer.cli.main import main
 from sartorius_infer.errors import TruthError
-from sartorius_infer.evaluate.truth import TrueImage
+from sartorius_infer.evaluate.true_image import TrueImage
 from sartorius_infer.manifest.manifest import Fusion, load_manifest
 from sartorius_infer.manifest.rules import ClassRule, Rules
 from sartorius_infer.output.predictions import save_prediction

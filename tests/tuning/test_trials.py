@@ -12,7 +12,7 @@ from factories import empty_prediction
 
 from sartorius_infer.cells.paste import PasteMode
 from sartorius_infer.errors import TruthError
-from sartorius_infer.evaluate.truth import TrueImage
+from sartorius_infer.evaluate.true_image import TrueImage
 from sartorius_infer.manifest.manifest import Fusion
 from sartorius_infer.manifest.rules import ClassRule, Consensus, EdgeRule, EdgeThresholds, Rules
 from sartorius_infer.tuning.choices import Choice
