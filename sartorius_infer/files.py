@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 import unicodedata
@@ -48,6 +49,20 @@ def image_id(name: str) -> str:
 def printable(text: object) -> str:
     """Text that any file or terminal takes: what is not Unicode in a path is spelled out."""
     return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def json_text(path: Path) -> str:
+    """The text of a JSON file in any Unicode encoding, without its byte order mark.
+
+    Raises OSError and UnicodeDecodeError.
+    """
+    data = path.read_bytes()
+    return data.decode(json.detect_encoding(data))
+
+
+def visible(folder: Path) -> list[Path]:
+    """What a folder holds, sorted, without hidden entries such as `._a.tif` and `.ipynb_checkpoints`."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 @overload

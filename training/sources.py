@@ -1,4 +1,4 @@
-"""Annotated images from folders: Kaggle's train.csv, COCO's JSON, or label maps, told apart by content.
+"""Annotated images from folders: Kaggle's train.csv, COCO's JSON, label maps or nuclei, told by content.
 
 What cannot be trained on is left out, counted and reported; what no training should begin with is an
 error.
@@ -18,9 +18,10 @@ import pandas as pd
 
 from sartorius_infer.cells.rle import Mask
 from sartorius_infer.errors import ImageError
-from sartorius_infer.evaluate.label_maps import read_class_maps
+from sartorius_infer.evaluate.label_maps import class_maps, is_nuclei, read_class_maps, read_nuclei
 from sartorius_infer.evaluate.train_csv import COLUMNS
 from sartorius_infer.evaluate.truth import TrueImage, read_truth
+from sartorius_infer.files import visible
 from sartorius_infer.images.find import EXTENSIONS, ImageFile
 from sartorius_infer.images.read import read_image
 from sartorius_infer.types import UInt8
@@ -143,33 +144,40 @@ def _annotations(folder: Path) -> list[Path]:
 
     JSONs lie in the folder or in `annotations/`, of which LIVECell's own `LIVECell/` repeats the rest.
     """
-    found = [path for path in sorted(folder.glob("*.csv")) if _is_train_csv(path)]
-    found += sorted(folder.glob("*.json"))
+    found = [path for path in _shown(folder, folder.glob("*.csv")) if _is_train_csv(path)]
+    found += _shown(folder, folder.glob("*.json"))
     for name in ("annotations/LIVECell", "annotations"):
-        found = found or sorted((folder / name).rglob("*.json"))
+        found = found or _shown(folder, (folder / name).rglob("*.json"))
     for name in ("labels", "masks"):
         found = found or [path for path in [folder / name] if path.is_dir()]
-    if not found and _class_maps(folder):
+    if not found and any(is_nuclei(own) or class_maps(own) for own in _folders(folder)):
         found = [folder]
     if not found:
         raise TrainingError(
-            f"{folder}: expected train.csv, a COCO JSON, labels/ of label maps or <id>/class1.tif, found none"
+            f"{folder}: expected train.csv, a COCO JSON, labels/ of label maps, <id>/class1.tif or <id>/masks/, "
+            "found none"
         )
     return found
 
 
-def _class_maps(folder: Path) -> dict[Path, list[Path]]:
-    """Label maps `<id>/class*.tif` beside images, by their folder."""
-    found: dict[Path, list[Path]] = {}
-    for path in sorted(folder.glob("*/class*.tif*")):
-        found.setdefault(path.parent, []).append(path)
-    return found
+def _shown(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """Paths in a folder, sorted, without what is hidden or lies in something hidden."""
+    return sorted(
+        path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in visible(folder) if path.is_dir()]
 
 
 def _truth(annotations: Path) -> dict[str, TrueImage]:
-    if annotations.is_dir() and (maps := _class_maps(annotations)):
-        return {own.name: read_class_maps(own, files) for own, files in maps.items()}
-    return read_truth(annotations)
+    if not annotations.is_dir() or annotations.name in ("labels", "masks"):
+        return read_truth(annotations)
+    # Images lie in their own folders, beside their truth, and anything else beside these.
+    nuclei = {own.name: read_nuclei(own) for own in _folders(annotations) if is_nuclei(own)}
+    maps = {own: class_maps(own) for own in _folders(annotations) if own.name not in nuclei}
+    return nuclei | {own.name: read_class_maps(own, files) for own, files in maps.items() if files}
 
 
 def _is_train_csv(path: Path) -> bool:
@@ -181,7 +189,7 @@ def _image_files(folder: Path) -> dict[str, ImageFile]:
     """Images by id, in `images/`, `train/` or below the folder, but for label maps."""
     roots = [path for path in (folder / "images", folder / "train") if path.is_dir()] or [folder]
     files: dict[str, ImageFile] = {}
-    for path in sorted(p for root in roots for p in root.rglob("*")):
+    for path in _shown(folder, (p for root in roots for p in root.rglob("*"))):
         inner = path.relative_to(folder).parts[:-1]
         if (
             path.suffix.lower() not in EXTENSIONS
@@ -200,7 +208,7 @@ def _groups(annotations: Path, columns: Iterable[str]) -> dict[str, str]:
     if annotations.suffix.lower() != ".csv":
         return {}
     # Not by csv, for which a large mask's annotation is too long a field.
-    table = pd.read_csv(annotations, dtype=str, keep_default_na=False)
+    table = pd.read_csv(annotations, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     column = next((c for c in columns if c in table), None)
     if column is None:
         return {}
@@ -226,11 +234,14 @@ def _example(
     kept = [i for i, mask in enumerate(image.masks) if mask[1].sum() > 0]
     if empty := image.empty + len(image.masks) - len(kept):
         skipped.add("cells without a pixel", key, empty)
+    if image.coco and len(image.coco.ids) > 1:
+        skipped.add("further ids of a file that is listed before", key, len(image.coco.ids) - 1)
+    if image.coco and image.coco.repeated:
+        skipped.add("cells of a file's second annotation", key, image.coco.repeated)
     if not kept:
         skipped.add("images without a cell", key)
         return None
-    types = image.mask_types or (image.cell_type,) * len(image.masks)
-    names = [_class_of(source, types[i], image.id, recipe) for i in kept]
+    names = [_class_of(source, image.types[i], image.id, recipe) for i in kept]
     labels = tuple(recipe.all_classes.index(name) + 1 for name in names)
     kind = names[0] if len(set(names)) == 1 else ""
     return Example(source, file, size_hw, kind, tuple(image.masks[i] for i in kept), labels, image.id)

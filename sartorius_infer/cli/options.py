@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
+    from sartorius_infer.evaluate.true_image import TrueImage
     from sartorius_infer.manifest.manifest import Manifest
 
 OK, BAD_INPUT, USAGE, SOME_FAILED = 0, 1, 2, 3
@@ -107,6 +108,14 @@ def with_rules(arguments: argparse.Namespace, manifest: Manifest, is_bare: bool)
     )
     told = "\n".join(rules_lines(found, manifest.classes))
     return manifest.model_copy(update={"rules": found.rules}), told
+
+
+def print_notes(truth: Mapping[str, TrueImage], file: TextIO | None = None) -> None:
+    """Say what of a truth was read otherwise than it stands."""
+    from sartorius_infer.evaluate.true_image import truth_notes
+
+    for note in truth_notes(truth):
+        print(f"truth     {note}", file=file)
 
 
 def print_skipped(without_truth: Sequence[str]) -> None:

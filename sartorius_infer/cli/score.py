@@ -8,11 +8,18 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sartorius_infer.cli.options import OK, print_skipped
+from sartorius_infer.cli.options import OK, UsageError, print_notes, print_skipped
 from sartorius_infer.errors import TruthError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sartorius_infer.evaluate.classes import Classes
     from sartorius_infer.evaluate.scoring import Score
+    from sartorius_infer.evaluate.submissions import Found
+    from sartorius_infer.evaluate.true_image import TrueImage
+
+    Truth = Mapping[str, TrueImage]
 
 
 def score_parser() -> argparse.ArgumentParser:
@@ -28,35 +35,56 @@ def score_parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="T",
-        help="train.csv, COCO JSON, or a folder of label maps (<id>.tif, or <id>/class1.tif ...)",
+        help="train.csv, COCO JSON, or a folder of label maps (<id>.tif, <id>_cp_masks.tif, <id>/class1.tif, "
+        "or <id>/masks/ with a file for each nucleus)",
     )
     add("--submission", type=Path, required=True, metavar="S", help="submission.csv or COCO results")
     add("--against", type=Path, metavar="S", help="another one, compared by paired bootstrap over images")
     add("--json", type=Path, metavar="FILE", help="write everything")
     add("--per-image", type=Path, metavar="CSV", help="write a row for each image, worst first")
-    add("--coco", action="store_true", help="also COCO's AP, AP50, AP75 and AP by area")
+    add("--coco", action="store_true", help="also COCO's AP, AP50, AP75 and AP by area, of each class")
+    add(
+        "--max-dets",
+        type=_count,
+        metavar="N",
+        help="cells of a class in an image that --coco counts, of the highest scores (default: COCO's 100)",
+    )
+    add(
+        "--classes",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="A,B,...",
+        help="names of the category ids 1, 2, ... of COCO results, where the truth has names alone, as "
+        "train.csv has",
+    )
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found {text!r}")
+    return int(text)
 
 
 def score_command(arguments: argparse.Namespace) -> int:
     """Print the score, and write what was asked for."""
+    from sartorius_infer.evaluate.classes import classes_of
     from sartorius_infer.evaluate.scoring import as_json, compare, score
     from sartorius_infer.evaluate.submissions import read_annotated
     from sartorius_infer.evaluate.truth import read_truth
 
+    if arguments.max_dets and not arguments.coco:
+        raise UsageError("--max-dets: expected --coco, whose cells it counts, found none")
     truth = read_truth(arguments.truth)
     found, without_truth = read_annotated(arguments.submission, truth)
-    result = score(truth, found)
+    result, classes = score(truth, found), classes_of(truth, found, arguments.classes)
     content = as_json(result, str(arguments.submission)) | {"skipped": without_truth}
     _print_score(result, len(truth), content["interval_95"])
+    print_notes(truth)
     print_skipped(without_truth)
+    content |= _by_class(truth, found, classes)
     if arguments.coco:
-        from sartorius_infer.evaluate.coco_score import coco_summary
-
-        measures = coco_summary(truth, found)
-        print("coco      " + ", ".join(f"{name} {value:.3f}" for name, value in measures.items()))
-        # JSON has no NaN, and most of what reads it takes none.
-        content["coco"] = {name: None if value != value else value for name, value in measures.items()}
+        content["coco"] = _coco(truth, found, classes, arguments.max_dets)
     if arguments.against:
         other = score(truth, read_annotated(arguments.against, truth)[0])
         try:
@@ -76,6 +104,61 @@ def score_command(arguments: argparse.Namespace) -> int:
         }
     _write(arguments, result, content)
     return OK
+
+
+def _by_class(truth: Truth, found: Found, classes: Classes) -> dict[str, object]:
+    """The competition's number of each class, where images hold several, printed and for JSON."""
+    from sartorius_infer.evaluate.scoring import score_by_class
+
+    if not any(len(set(image.types)) > 1 for image in truth.values()):
+        return {}
+    if classes.untold:
+        print(f"by class  not told: {classes.untold}")
+        return {"by_class": None}
+    scores = score_by_class(truth, found, classes)
+    print("by class  the score of each class by itself")
+    for name, part in scores.items():
+        true, cells = (sum(getattr(i, n) for i in part.images) for n in ("true_cells", "found_cells"))
+        print(f"  {name:7} {part.mean:.4f}, {len(part.images)} images, {true} true, {cells} found")
+    return {"by_class": {n: {"score": s.mean, "images": len(s.images)} for n, s in scores.items()}}
+
+
+def _coco(truth: Truth, found: Found, classes: Classes, max_dets: int | None) -> dict[str, object]:
+    """COCO's measures, printed and for JSON."""
+    from sartorius_infer.evaluate.coco_score import MAX_DETS, coco_score
+
+    result = coco_score(truth, found, classes, max_dets or MAX_DETS)
+    several = len(classes.names) > 1 and not classes.untold
+    what = "the mean over classes" if several else "class-blind" if classes.untold else "one class"
+    print(f"coco      {_line(result.main)}")
+    print(f"          {what}, at most {result.max_dets} cells of a class in an image (--max-dets)")
+    if classes.untold:
+        print(f"          by class not told: {classes.untold}")
+    if result.cut:
+        print(f"          {result.cut} images have more cells, of which the highest scores count")
+    if strangers := classes.strangers(found) if not classes.untold else None:
+        told = ", ".join(f"{label} ({count} cells)" for label, count in sorted(strangers.items()))
+        print(f"          category ids that are none of the truth's count for no class: {told}")
+    if several:
+        for name, measures in result.by_class.items():
+            print(f"  {name:7} {'nothing true' if measures['AP'] != measures['AP'] else _line(measures)}")
+        print(f"  {'blind':7} {_line(result.class_blind)}: all classes as one")
+    return {
+        **_numbers(result.main),
+        "measured": what,
+        "max_dets": result.max_dets,
+        "by_class": {name: _numbers(measures) for name, measures in result.by_class.items()},
+        "class_blind": _numbers(result.class_blind),
+    }
+
+
+def _line(measures: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in measures.items())
+
+
+def _numbers(measures: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN, and most of what reads it takes none."""
+    return {name: None if value != value else value for name, value in measures.items()}
 
 
 def _print_score(result: Score, known: int, interval: tuple[float, float]) -> None:

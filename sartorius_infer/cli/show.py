@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sartorius_infer.cli.options import OK, UsageError, add_rules, add_weights, rules_given, with_rules
+from sartorius_infer.cli.options import (
+    OK,
+    UsageError,
+    add_rules,
+    add_weights,
+    print_notes,
+    rules_given,
+    with_rules,
+)
 from sartorius_infer.errors import PredictionError, SubmissionError, TruthError
 
 if TYPE_CHECKING:
@@ -72,6 +80,7 @@ def show_command(arguments: argparse.Namespace) -> int:
     from sartorius_infer.show.report import report
 
     truth = read_truth(arguments.truth) if arguments.truth else None
+    print_notes(truth or {}, sys.stderr)
     files = {file.id: file for file in find_images(arguments.images)}
     looks, curves = _looks(arguments, files, truth)
     with tqdm(total=len(looks.images), unit=" image", desc="show", dynamic_ncols=True) as bar:
@@ -105,7 +114,7 @@ def _looks(
     from sartorius_infer.show.candidates import looks_of_predictions
 
     if arguments.predictions is None:
-        return _looks_of_submission(arguments, files), []
+        return _looks_of_submission(arguments, files, truth), []
     manifest, predictions = _saved(arguments)
     if unknown := [p.image_id for p in predictions if p.image_id not in files]:
         raise PredictionError(
@@ -113,15 +122,18 @@ def _looks(
         )
     looks = looks_of_predictions(predictions, manifest.rules, manifest.classes)
     if arguments.submission is not None:
-        _compare(arguments, files, looks)
+        _compare(arguments, files, looks, truth)
     return looks, [] if truth is None else _curves(predictions, manifest, truth)
 
 
-def _looks_of_submission(arguments: argparse.Namespace, files: dict[str, ImageFile]) -> Looks:
+def _looks_of_submission(
+    arguments: argparse.Namespace, files: dict[str, ImageFile], truth: Truth | None
+) -> Looks:
+    from sartorius_infer.evaluate.submissions import is_results
     from sartorius_infer.show.candidates import looks_of_found
 
-    found, sizes = _found(arguments.submission, files)
-    scored = arguments.submission.suffix.lower() == ".json"
+    found, sizes = _found(arguments.submission, files, truth)
+    scored = is_results(arguments.submission)
     classes = _manifest(arguments).classes if scored else None
     try:
         return looks_of_found(found, sizes, classes)
@@ -129,13 +141,17 @@ def _looks_of_submission(arguments: argparse.Namespace, files: dict[str, ImageFi
         raise SubmissionError(f"{arguments.submission}: {error}") from None
 
 
-def _found(submission: Path, files: dict[str, ImageFile]) -> tuple[Found, dict[str, tuple[int, int]]]:
+def _found(
+    submission: Path, files: dict[str, ImageFile], truth: Truth | None
+) -> tuple[Found, dict[str, tuple[int, int]]]:
     """The submission's cells, and the size of every image."""
+    from sartorius_infer.evaluate.image_names import ImageNames
     from sartorius_infer.evaluate.submissions import read_cells
     from sartorius_infer.images.read import image_size
 
     sizes = {image_id: image_size(file) for image_id, file in files.items()}
-    return read_cells(submission, sizes, "among --images"), sizes
+    names = ImageNames(sizes, ImageNames.of(truth or {}).ids)
+    return read_cells(submission, sizes, "among --images", names), sizes
 
 
 def _saved(arguments: argparse.Namespace) -> tuple[Manifest, list[Prediction]]:
@@ -158,11 +174,13 @@ def _manifest(arguments: argparse.Namespace) -> Manifest:
     return with_rules(arguments, find_weights(arguments.weights).require_plan().manifest, is_bare=False)[0]
 
 
-def _compare(arguments: argparse.Namespace, files: dict[str, ImageFile], looks: Looks) -> None:
+def _compare(
+    arguments: argparse.Namespace, files: dict[str, ImageFile], looks: Looks, truth: Truth | None
+) -> None:
     """Tell on stderr where the submission has other cells than the page shows."""
     from sartorius_infer.show.candidates import shown_masks
 
-    found, _ = _found(arguments.submission, files)
+    found, _ = _found(arguments.submission, files, truth)
     shown = {image_id: shown_masks(look, looks) for image_id, look in looks.images.items()}
     other = [
         image_id

@@ -8,7 +8,15 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sartorius_infer.cli.options import OK, add_rules, add_weights, load_plugins, print_skipped, with_rules
+from sartorius_infer.cli.options import (
+    OK,
+    add_rules,
+    add_weights,
+    load_plugins,
+    print_notes,
+    print_skipped,
+    with_rules,
+)
 from sartorius_infer.errors import TruthError
 
 if TYPE_CHECKING:
@@ -100,6 +108,7 @@ def _examples(arguments: argparse.Namespace) -> tuple[Moved, Manifest, list[Exam
     from sartorius_infer.tuning.trials import Example
 
     truth, weights = read_truth(arguments.truth), find_weights(arguments.weights)
+    print_notes(truth, sys.stderr)
     images: Iterable[tuple[Prediction, ...]]
     if arguments.predictions is None:
         ensemble, found = _networks(arguments, weights)

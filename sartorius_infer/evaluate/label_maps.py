@@ -1,41 +1,77 @@
-"""Truth as label maps: a folder of pictures in which each cell has a number of its own."""
+"""Truth as pictures: label maps, in which each cell has a number of its own, or a file for each nucleus."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
 from sartorius_infer.cells.rle import Mask, split_label_map
-from sartorius_infer.errors import TruthError, first_line, size_text
+from sartorius_infer.errors import ImageError, TruthError, first_line, size_text
 from sartorius_infer.evaluate.true_image import TrueImage
-from sartorius_infer.types import Int32
+from sartorius_infer.files import visible
+from sartorius_infer.images.find import EXTENSIONS, ImageFile
+from sartorius_infer.images.read import image_size
+from sartorius_infer.images.stored import stored_values
+from sartorius_infer.types import Bool
 
 SUFFIXES = (".tif", ".tiff", ".png")
+CELLPOSE = "_cp_masks"
+"""How Cellpose calls what it found in an image, after the image's own name."""
+
+_INNER = ("labels", "masks")
 
 
 def read_label_maps(folder: Path) -> dict[str, TrueImage]:
-    """Label maps, 0 for background: `<id>.tif` or `.png`, or `<id>/class1.tif`, ... for each class.
+    """Label maps, 0 for background, by the image that each is called after.
 
-    With a file for each class the cell type is the file's stem where one class alone has cells.
+    In the folder, or in `labels/` or `masks/` in it: `<id>.tif` or `.png`; `<id>_cp_masks.tif` or `.png`,
+    beside which other pictures are images; `<id>/class1.tif`, ... for each class; or `<id>/masks/` with a
+    picture for each nucleus. Hidden files are skipped. Raises TruthError.
     """
+    if is_nuclei(folder) and _image_beside(folder) is not None:
+        return {folder.name: read_nuclei(folder)}
+    if inner := next((folder / name for name in _INNER if (folder / name).is_dir()), None):
+        return read_label_maps(inner)
     images: dict[str, TrueImage] = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix.lower() in SUFFIXES:
-            labels = _read_labels(path)
-            found = TrueImage(path.stem, _hw(labels), "", _cells(labels))
-        elif path.is_dir() and (files := [p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES]):
-            found = read_class_maps(path, files)
-        else:
-            continue
-        if found.id in images:
+    entries = visible(folder)
+    maps = _maps(entries)
+    for path in entries:
+        found = _of_folder(path) if path.is_dir() else _of_file(path) if path in maps else None
+        if found is not None and found.id in images:
             raise TruthError(f"{path}: expected one truth of each image, found two of {found.id}")
-        images[found.id] = found
+        if found is not None:
+            images[found.id] = found
     if not images:
         raise TruthError(f"{folder}: expected label maps ({', '.join(SUFFIXES)}), found none")
     return images
+
+
+def _maps(entries: Sequence[Path]) -> list[Path]:
+    """The pictures that are label maps: Cellpose's where there are any, for those lie beside images."""
+    pictures = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return [path for path in pictures if path.stem.endswith(CELLPOSE)] or pictures
+
+
+def _of_file(path: Path) -> TrueImage:
+    labels = _read_labels(path)
+    return TrueImage(path.stem.removesuffix(CELLPOSE), _hw(labels), "", _cells(labels))
+
+
+def _of_folder(folder: Path) -> TrueImage | None:
+    """The image that a folder is called after; None where it holds no truth."""
+    if is_nuclei(folder):
+        return read_nuclei(folder)
+    files = class_maps(folder) or [p for p in _maps(visible(folder)) if p.stem.lower() != "image"]
+    return read_class_maps(folder, files) if files else None
+
+
+def class_maps(folder: Path) -> list[Path]:
+    """The label maps `class*` of a folder; what lies beside them, such as `image.tif`, is none."""
+    return [path for path in _maps(visible(folder)) if path.stem.lower().startswith("class")]
 
 
 def read_class_maps(folder: Path, files: Sequence[Path]) -> TrueImage:
@@ -43,44 +79,115 @@ def read_class_maps(folder: Path, files: Sequence[Path]) -> TrueImage:
 
     The cell type is the file's stem where one class alone has cells. Raises TruthError.
     """
-    maps: dict[str, Int32] = {}
+    maps: dict[str, NDArray[Any]] = {}
     for file in files:
         if file.stem in maps:
             raise TruthError(f"{file}: expected one label map of each class, found two of {file.stem}")
         maps[file.stem] = _read_labels(file)
-    sizes = {_hw(labels) for labels in maps.values()}
-    if len(sizes) > 1:
-        found = ", ".join(map(size_text, sorted(sizes)))
-        raise TruthError(f"{folder}: expected label maps of one size, found {found}")
+    size_hw = _one_size(folder, maps.values())
     cells = {name: _cells(labels) for name, labels in maps.items()}
     present = [name for name, masks in cells.items() if masks]
     every = tuple(mask for masks in cells.values() for mask in masks)
     kinds = tuple(name for name, masks in cells.items() for _ in masks)
     if len(present) == 1:
-        return TrueImage(folder.name, sizes.pop(), present[0], every)
-    return TrueImage(folder.name, sizes.pop(), "", every, kinds)
+        return TrueImage(folder.name, size_hw, present[0], every)
+    return TrueImage(folder.name, size_hw, "", every, kinds)
 
 
-def _hw(labels: Int32) -> tuple[int, int]:
+def is_nuclei(folder: Path) -> bool:
+    """Whether a folder is one image of the Data Science Bowl of 2018: `masks/` beside `images/`."""
+    return (folder / "masks").is_dir() and (folder / "images").is_dir()
+
+
+def read_nuclei(folder: Path) -> TrueImage:
+    """The image that `folder` is called after, from `masks/` with a picture for each nucleus.
+
+    What is not 0 is the nucleus. Where there is no nucleus, the size is that of the one picture in
+    `images/`. Raises TruthError.
+    """
+    masks = {path: _read_nucleus(path) for path in _maps(visible(folder / "masks"))}
+    if not masks:
+        return TrueImage(folder.name, _size_of_image(folder), "", ())
+    size_hw = _one_size(folder, masks.values())
+    cells = tuple(cell for mask in masks.values() for cell in _cells(mask))
+    return TrueImage(folder.name, size_hw, "", cells, empty=len(masks) - len(cells))
+
+
+def _read_nucleus(path: Path) -> Bool:
+    labels = _read_labels(path)
+    values = np.unique(labels)
+    if np.count_nonzero(values) > 1:
+        raise TruthError(f"{path}: expected one nucleus a file, 0 around it, found {len(values)} values")
+    return np.asarray(labels != 0)
+
+
+def _image_beside(folder: Path) -> ImageFile | None:
+    """The picture in `images/` that is called as the folder is."""
+    pictures = (p for p in visible(folder / "images") if p.suffix.lower() in EXTENSIONS)
+    return next((ImageFile(p.stem, p) for p in pictures if p.stem == folder.name), None)
+
+
+def _size_of_image(folder: Path) -> tuple[int, int]:
+    image = _image_beside(folder)
+    if image is None:
+        raise TruthError(f"{folder}: expected nuclei in masks/, or images/{folder.name}, found neither")
+    try:
+        return image_size(image)
+    except ImageError as error:
+        raise TruthError(str(error)) from None
+
+
+def _one_size(folder: Path, maps: Any) -> tuple[int, int]:
+    sizes = {_hw(labels) for labels in maps}
+    if len(sizes) > 1:
+        found = ", ".join(map(size_text, sorted(sizes)))
+        raise TruthError(f"{folder}: expected label maps of one size, found {found}")
+    return sizes.pop()
+
+
+def _hw(labels: NDArray[Any]) -> tuple[int, int]:
     return int(labels.shape[0]), int(labels.shape[1])
 
 
-def _read_labels(path: Path) -> Int32:
+def _read_labels(path: Path) -> NDArray[Any]:
+    """Whole numbers (H, W) from 0, of the file's own type."""
     try:
-        with Image.open(path) as picture:
-            pages, labels = getattr(picture, "n_frames", 1), np.array(picture)
+        values = stored_values(path.read_bytes())
+    except ImageError as error:
+        raise TruthError(f"{path}: {error}") from None
     except Exception as error:  # a damaged file fails in any way
         raise TruthError(f"{path}: expected a label map, found {first_line(error)}") from None
-    if pages > 1:
-        raise TruthError(f"{path}: expected a label map, found a stack of {pages}")
-    whole = labels.dtype.kind in "iub" or bool((labels == labels.round()).all())
-    whole = whole and labels.min(initial=0) >= 0 and float(labels.max(initial=0)) < 2**31
-    if labels.ndim != 2 or not whole:
-        raise TruthError(f"{path}: expected whole numbers (H, W) from 0, found {labels.dtype} {labels.shape}")
-    return labels.astype(np.int32)
+    labels = _one_channel(values)
+    if labels is None:
+        raise TruthError(f"{path}: expected a number for each pixel, found {values.shape[2]} channels")
+    if fault := _fault(labels):
+        raise TruthError(f"{path}: expected whole numbers from 0, found {fault} ({labels.dtype})")
+    return labels
 
 
-def _cells(labels: Int32) -> tuple[Mask, ...]:
+def _one_channel(values: NDArray[Any]) -> NDArray[Any] | None:
+    """(H, W) of a picture whose colours are equal, alpha aside; None where they are not."""
+    if values.ndim == 2:
+        return values
+    colours = values.shape[2] - (values.shape[2] in (2, 4))
+    if colours not in (1, 3) or (values[..., :colours] != values[..., :1]).any():
+        return None
+    return values[..., 0]
+
+
+def _fault(labels: NDArray[Any]) -> str:
+    """What forbids to count cells by these numbers; "" where nothing does."""
+    if labels.dtype.kind == "f":
+        if not np.isfinite(labels).all():
+            return "NaN" if np.isnan(labels).any() else "infinity"
+        fractions = labels != np.floor(labels)
+        if fractions.any():
+            return f"the fraction {labels[fractions][0]:g}"
+    lowest = labels.min(initial=0)
+    return f"{lowest:g}" if lowest < 0 else ""
+
+
+def _cells(labels: NDArray[Any]) -> tuple[Mask, ...]:
     """One mask for each label that occurs; labels need not be consecutive."""
     values, dense = np.unique(labels, return_inverse=True)
     first = 0 if values[0] == 0 else 1

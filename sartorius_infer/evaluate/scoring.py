@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from sartorius_infer.cells.rle import Mask
 from sartorius_infer.errors import TruthError
+from sartorius_infer.evaluate.classes import Classes
 from sartorius_infer.evaluate.metric import THRESHOLDS, ImageScore, mean_ap, score_image
 from sartorius_infer.evaluate.submissions import Found
 from sartorius_infer.evaluate.true_image import TrueImage
@@ -70,6 +72,34 @@ def score(truth: Mapping[str, TrueImage], found: Found) -> Score:
         score_image(i, truth[i].masks, [cell.mask for cell in found[i]], _pixels(truth[i])) for i in ids
     )
     return Score(images, tuple(truth[i].cell_type for i in ids))
+
+
+def score_by_class(truth: Mapping[str, TrueImage], found: Found, classes: Classes) -> dict[str, Score]:
+    """The score of each class by itself, over the images that truly hold it or in which it was found.
+
+    Empty where `classes` cannot tell those of the submission.
+    """
+    if classes.untold:
+        return {}
+    scores: dict[str, list[ImageScore]] = {name: [] for name in classes.names}
+    for image_id in sorted(found):
+        image = truth[image_id]
+        true, own = _by_class(classes, image), defaultdict[int, list[Mask]](list)
+        for cell in found[image_id]:
+            own[classes.of_cell(cell)].append(cell.mask)
+        for number, name in enumerate(classes.names, start=1):
+            if true[number] or own[number]:
+                scores[name].append(score_image(image_id, true[number], own[number], _pixels(image)))
+    return {name: Score(tuple(some), (name,) * len(some)) for name, some in scores.items() if some}
+
+
+def _by_class(classes: Classes, image: TrueImage) -> dict[int, list[Mask]]:
+    """The true cells of each class: neither crowd regions nor what holds no pixel."""
+    masks: dict[int, list[Mask]] = defaultdict(list)
+    for region, number in classes.regions(image):
+        if not region.is_crowd and len(region.mask[0]):
+            masks[number].append(region.mask)
+    return masks
 
 
 def _pixels(image: TrueImage) -> int:

@@ -3,38 +3,76 @@
 from __future__ import annotations
 
 import json
+import math
+import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sartorius_infer.cells.rle import Mask, decode
 from sartorius_infer.errors import SubmissionError, TruthError, first_line
-from sartorius_infer.evaluate.coco_truth import coco_runs
-from sartorius_infer.evaluate.true_image import TrueImage
-from sartorius_infer.files import as_path
+from sartorius_infer.evaluate.coco_masks import coco_runs
+from sartorius_infer.evaluate.image_names import ImageNames
+from sartorius_infer.evaluate.true_image import Key, TrueImage, whole
+from sartorius_infer.files import as_path, json_text
 from sartorius_infer.output.submission import read_submission
 
 
 @dataclass(frozen=True, eq=False)
 class FoundCell:
-    """One cell of a submission; a CSV tells neither score nor label, which are 1 then."""
+    """One cell of a submission; a CSV tells neither score nor label, which are 1 then.
+
+    `has_label` is whether `label`, COCO's `category_id`, was told.
+    """
 
     mask: Mask
     score: float = 1.0
     label: int = 1
+    has_label: bool = False
 
 
 Found = Mapping[str, Sequence[FoundCell]]
 
 
+@dataclass
+class _Read:
+    """Cells by image, and where in the file each unknown image is named first.
+
+    Of COCO results also which numbers stood for images, and by which id each image was named.
+    """
+
+    found: dict[str, list[FoundCell]] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
+    numbers: dict[object, None] = field(default_factory=dict)
+    ids: dict[str, Key] = field(default_factory=dict)
+
+    def add(self, entry: Any, sizes: Mapping[str, tuple[int, int]], names: ImageNames) -> None:
+        """One entry of COCO results."""
+        if not isinstance(entry, dict):
+            raise ValueError(f"expected COCO results, found {type(entry).__name__}")
+        said = entry["image_id"]
+        if not isinstance(said, str):
+            self.numbers[said] = None
+        image_id = names.find(said)
+        if image_id is None or image_id not in sizes:
+            self.unknown[str(said)] = ""
+            return
+        key = names.key(said)
+        # Of a file that the truth lists under several ids, the results of the first.
+        if key is None or self.ids.setdefault(image_id, key) == key:
+            self.found.setdefault(image_id, []).append(_cell(entry, image_id, sizes[image_id]))
+
+
 def read_found(path: str | Path, truth: Mapping[str, TrueImage]) -> dict[str, list[FoundCell]]:
     """The cells of a submission.csv, or of COCO results (`.json`), by image; sizes are the truth's.
 
-    COCO results name no image without cells: then every image of the truth counts. Raises
-    SubmissionError, naming file, line or image, and TruthError for an image without truth, or no image.
+    The `image_id` of results is an id of the truth's `images`, where it is COCO's, or else a name. Results
+    name no image without cells: then every image of the truth counts. Raises SubmissionError, naming file,
+    line or image, and TruthError for an image without truth, or no image.
     """
     path = as_path(path, "submission")
-    found = read_cells(path, {image_id: image.size_hw for image_id, image in truth.items()}, "of the truth")
+    found = read_cells(path, _sizes(truth), "of the truth", ImageNames.of(truth))
     return _at_least_one(path, found)
 
 
@@ -45,20 +83,35 @@ def read_annotated(
 
     Raises TruthError where no image is left.
     """
-    found, unknown = _read(path, {image_id: image.size_hw for image_id, image in truth.items()})
-    if unknown and not found:
-        raise TruthError(f"{path}: expected an image of the truth, found {', '.join([*unknown][:5])}")
-    return _at_least_one(path, found), [*unknown]
+    names = ImageNames.of(truth)
+    read = _read(path, _sizes(truth), names)
+    if read.unknown and not read.found:
+        raise TruthError(f"{path}: expected an image of the truth, found {_named(read, names)}")
+    return _at_least_one(path, read.found), [*read.unknown]
 
 
 def read_cells(
-    path: Path, sizes: Mapping[str, tuple[int, int]], whence: str = "that is there"
+    path: Path,
+    sizes: Mapping[str, tuple[int, int]],
+    whence: str = "that is there",
+    names: ImageNames | None = None,
 ) -> dict[str, list[FoundCell]]:
     """As `read_found`, of images whose sizes (H, W) are known; `whence` they are, for messages."""
-    found, unknown = _read(path, sizes)
-    for image_id, place in unknown.items():
+    read = _read(path, sizes, names or ImageNames(sizes))
+    for image_id, place in read.unknown.items():
         raise TruthError(f"{path}: {place}expected an image {whence}, found {image_id!r}")
-    return found
+    return read.found
+
+
+def _sizes(truth: Mapping[str, TrueImage]) -> dict[str, tuple[int, int]]:
+    return {image_id: image.size_hw for image_id, image in truth.items()}
+
+
+def _named(read: _Read, names: ImageNames) -> str:
+    """The first unknown images, and what to do where they are numbers that no file explains."""
+    some = [*read.unknown][:5]
+    advice = "; numbers are ids of a COCO file: score with that file as the truth"
+    return ", ".join(some) + advice * (not names.ids and all(whole(i) is not None for i in some))
 
 
 def _at_least_one(path: Path, found: dict[str, list[FoundCell]]) -> dict[str, list[FoundCell]]:
@@ -67,45 +120,83 @@ def _at_least_one(path: Path, found: dict[str, list[FoundCell]]) -> dict[str, li
     return found
 
 
-_Read = tuple[dict[str, list[FoundCell]], dict[str, str]]
-"""Cells by image, and where in the file each unknown image is named first."""
+def is_results(path: Path) -> bool:
+    """Whether a submission is COCO results: JSON, alone or in a zip."""
+    return path.suffix.lower() in (".json", ".zip")
 
 
-def _read(path: Path, sizes: Mapping[str, tuple[int, int]]) -> _Read:
-    return (_from_coco if path.suffix.lower() == ".json" else _from_csv)(path, sizes)
+def _read(path: Path, sizes: Mapping[str, tuple[int, int]], names: ImageNames) -> _Read:
+    return _from_coco(path, sizes, names) if is_results(path) else _from_csv(path, sizes)
 
 
 def _from_csv(path: Path, sizes: Mapping[str, tuple[int, int]]) -> _Read:
-    found: dict[str, list[FoundCell]] = {}
-    unknown: dict[str, str] = {}
+    read = _Read()
     for row in read_submission(path):
         if row.id not in sizes:
-            unknown.setdefault(row.id, f"line {row.line}: ")
+            read.unknown.setdefault(row.id, f"line {row.line}: ")
             continue
-        cells = found.setdefault(row.id, [])
+        cells = read.found.setdefault(row.id, [])
         if not row.predicted.strip():
             continue
         try:
             cells.append(FoundCell(decode(row.predicted, sizes[row.id])))
         except ValueError as error:
             raise SubmissionError(f"{path}: line {row.line}: {row.id}: {error}") from None
-    return found, unknown
+    return read
 
 
-def _from_coco(path: Path, sizes: Mapping[str, tuple[int, int]]) -> _Read:
-    found: dict[str, list[FoundCell]] = {}
-    unknown: dict[str, str] = {}
+def _from_coco(path: Path, sizes: Mapping[str, tuple[int, int]], names: ImageNames) -> _Read:
+    read, place = _Read(), ""
     try:
-        for entry in json.loads(path.read_text(encoding="utf-8")):
-            image_id = str(entry["image_id"])
-            if image_id not in sizes:
-                unknown[image_id] = ""
-                continue
-            mask = coco_runs(entry["segmentation"], sizes[image_id])
-            cell = FoundCell(mask, float(entry["score"]), int(entry["category_id"]))
-            found.setdefault(image_id, []).append(cell)
+        for index, entry in enumerate(_results(path), start=1):
+            place = f"entry {index}: "
+            read.add(entry, sizes, names)
+        place = ""
+        names.require_one_kind(read.numbers)
     except Exception as error:  # a malformed file fails in any way, in pycocotools too
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise SubmissionError(f"{path}: expected COCO results, found {reason}") from None
+        raise SubmissionError(f"{path}: {place}{_reason(error)}") from None
     # Results name no image without cells; of other images alone, they say nothing of these.
-    return ({i: found.get(i, []) for i in sizes} if found or not unknown else {}), unknown
+    if read.found or not read.unknown:
+        read.found = {image_id: read.found.get(image_id, []) for image_id in sizes}
+    return read
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with results, as other messages say it."""
+    said = first_line(error)
+    if isinstance(error, ValueError) and said.startswith("expected"):
+        return said
+    return f"expected COCO results, found {type(error).__name__}: {said}"
+
+
+def _results(path: Path) -> list[Any]:
+    """The entries of a file of results, or of the only one in a zip."""
+    if path.suffix.lower() == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            inside = [name for name in archive.namelist() if name.lower().endswith(".json")]
+            if len(inside) != 1:
+                raise ValueError(f"expected one JSON in the zip, found {len(inside)}")
+            content = json.loads(archive.read(inside[0]))
+    else:
+        content = json.loads(json_text(path))
+    if not isinstance(content, list):
+        raise ValueError(f"expected COCO results, a list, found a {type(content).__name__}")
+    return content
+
+
+def _cell(entry: Mapping[str, Any], image_id: str, size_hw: tuple[int, int]) -> FoundCell:
+    if not entry.get("segmentation"):
+        raise ValueError(f"expected COCO results with a segmentation, found none, of {image_id}")
+    try:
+        mask = coco_runs(entry["segmentation"], size_hw)
+    except ValueError as error:
+        raise ValueError(f"expected a mask of {image_id}, found a wrong one: {first_line(error)}") from None
+    score = float(entry["score"])
+    if not math.isfinite(score):
+        raise ValueError(f"expected a score, found {score}, of {image_id}")
+    if "category_id" not in entry:
+        return FoundCell(mask, score)
+    label = whole(entry["category_id"])
+    if label is None:
+        raise ValueError(f"expected a category_id, a number, found {entry['category_id']!r}, of {image_id}")
+    return FoundCell(mask, score, label, has_label=True)

@@ -20,7 +20,7 @@ def read_train_csv(path: Path) -> dict[str, TrueImage]:
     malformed annotation.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except Exception as error:  # a damaged or cut off file, compressed ones too, fails in any way
         raise TruthError(f"{path}: expected a CSV file, found {first_line(error)}") from None
     missing = [name for name in COLUMNS if name not in table]

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sartorius_infer.cells.rle import Mask
 from sartorius_infer.errors import TruthError
+
+Key = int | str
+"""The id of an image or a category in COCO's JSON."""
+
+_WHOLE = re.compile(r"\s*([+-]?[0-9]{1,18})(\.0*)?\s*")
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """One annotation of COCO's, crowd regions and those without a pixel too; `area` as it was told."""
+
+    mask: Mask
+    category: Key | None
+    area: float
+    is_crowd: bool
+
+
+@dataclass(frozen=True, eq=False)
+class CocoImage:
+    """What COCO's JSON tells of an image beyond its cells.
+
+    `ids` are those of the image, several where one file is listed under several; `categories` are the
+    file's, by id. `repeated` counts cells of a second annotation of the same file, which are left out.
+    """
+
+    ids: tuple[Key, ...]
+    regions: tuple[Region, ...]
+    categories: Mapping[Key, str]
+    repeated: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,7 +45,7 @@ class TrueImage:
     """The true cells of one image; `cell_type` is "" where it is not told, or not one.
 
     `mask_types` tells each cell's own type; empty where all are of `cell_type`. `empty` counts annotated
-    cells that hold no pixel of the image.
+    cells that hold no pixel of the image. `coco` is None where the truth is not COCO's.
     """
 
     id: str
@@ -24,17 +54,50 @@ class TrueImage:
     masks: tuple[Mask, ...]
     mask_types: tuple[str, ...] = ()
     empty: int = 0
+    coco: CocoImage | None = None
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The type of each cell."""
+        return self.mask_types or (self.cell_type,) * len(self.masks)
+
+
+def whole(value: object) -> int | None:
+    """The whole number that JSON or CSV tells: 7, 7.0, "7" or "7.0"; None for anything else."""
+    if isinstance(value, str):
+        found = _WHOLE.fullmatch(value)
+        return int(found[1]) if found else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if value == value // 1 and abs(value) < 2**63 else None
 
 
 def whole_size(path: Path, image_id: object, height: object, width: object) -> tuple[int, int]:
     """A size (H, W) of two texts or numbers; raises TruthError that names the file and the image."""
-    try:
-        size_hw = int(str(height)), int(str(width))
-    except ValueError:
-        size_hw = (0, 0)
+    size_hw = whole(height) or 0, whole(width) or 0
     if min(size_hw) < 1:
         raise TruthError(f"{path}: {image_id}: expected a size in whole pixels, found {height!r} x {width!r}")
     return size_hw
+
+
+def truth_notes(truth: Mapping[str, TrueImage]) -> Iterator[str]:
+    """A line for each thing that was read otherwise than it stands: how many, and the first few images."""
+    coco = {i: image.coco for i, image in truth.items() if image.coco}
+    crowds = {i: sum(region.is_crowd for region in c.regions) for i, c in coco.items()}
+    yield from _note("annotated cells without a pixel, left out", {i: t.empty for i, t in truth.items()})
+    yield from _note("crowd regions, which are no cells", crowds)
+    yield from _note(
+        "further ids of a file that is listed before", {i: len(c.ids) - 1 for i, c in coco.items()}
+    )
+    yield from _note(
+        "cells of a file's second annotation, left out", {i: c.repeated for i, c in coco.items()}
+    )
+
+
+def _note(what: str, counts: Mapping[str, int]) -> Iterator[str]:
+    named = [image_id for image_id, count in counts.items() if count]
+    if named:
+        yield f"{sum(counts.values())} {what}: {', '.join(named[:3])}{', ...' * (len(named) > 3)}"
 
 
 def require_known(truth: Mapping[str, TrueImage], ids: list[str], source: Path) -> None:

@@ -119,7 +119,7 @@ def _decode(data: bytes) -> Picture:
 
 def _few_bits(file: bytes) -> NDArray[Any]:
     """Up to 8 bits a sample, filling the range of 8; a negative is turned."""
-    with _UnboundedTiff(BytesIO(file)) as picture:
+    with UnboundedTiff(BytesIO(file)) as picture:
         return np.array(picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB"))
 
 
@@ -140,7 +140,7 @@ def _as_gray(data: bytes, page: Directory) -> NDArray[Any]:
     if page.is_tiled:
         gray = gray.saying(t322=wide * samples)
     differs = samples > 1 and page.tag(tags.PREDICTOR, 1) == 2
-    with _UnboundedTiff(BytesIO((gray.saying(t317=1) if differs else gray).file(data))) as picture:
+    with UnboundedTiff(BytesIO((gray.saying(t317=1) if differs else gray).file(data))) as picture:
         pixels = np.array(picture).astype(np.uint16).reshape(height, width, samples)
     if differs:  # from the pixel to the left (TIFF 6.0, section 14), each strip or tile by itself
         for left in range(0, width, wide):
@@ -170,10 +170,11 @@ def _of_pictures(data: bytes, page: Directory) -> NDArray[Any]:
     return whole[..., 0] if channels == 1 else whole
 
 
-class _UnboundedTiff(TiffImageFile):
+class UnboundedTiff(TiffImageFile):
     """Without Pillow's own limit on pixels, which is below this package's, and its warning."""
 
     def load_prepare(self) -> None:
+        """Nothing but to allocate."""
         PillowFile.load_prepare(self)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from sartorius_infer.errors import ManifestError
+from sartorius_infer.files import json_text
 from sartorius_infer.manifest.detectron2 import Detectron2Parts
 from sartorius_infer.manifest.preprocessing import Preprocessing
 from sartorius_infer.manifest.reading import ImageReading
@@ -181,7 +182,7 @@ def read_settings(path: Path, kind: Callable[[Any], type[S]]) -> S:
     Raises ManifestError naming the file and the JSON path of the first fault.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = json_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: expected a readable JSON file, found {error}") from None
     return _parse(text, path, kind)

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from sartorius_infer.errors import ManifestError
-from sartorius_infer.files import atomic_file
+from sartorius_infer.files import atomic_file, json_text
 from sartorius_infer.manifest.manifest import Manifest, load_manifest, parse_manifest
 
 Content = dict[str, Any]
@@ -37,7 +37,7 @@ def with_entries(path: Path, entries: Sequence[Mapping[str, Any]]) -> Content:
     Raises ManifestError where `load_manifest` does.
     """
     load_manifest(path)
-    content: Content = json.loads(path.read_text(encoding="utf-8"))
+    content: Content = json.loads(json_text(path))
     return content | {"models": [*content["models"], *map(dict, entries)]}
 
 
