@@ -154,8 +154,8 @@ def _annotations(folder: Path) -> list[Path]:
         found = [folder]
     if not found:
         raise TrainingError(
-            f"{folder}: expected train.csv, a COCO JSON, labels/ of label maps, <id>/class1.tif or <id>/masks/, "
-            "found none"
+            f"{folder}: expected train.csv, a COCO JSON, labels/ of label maps, <id>/class1.tif or "
+            "<id>/masks/, found none"
         )
     return found
 
