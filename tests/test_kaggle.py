@@ -123,7 +123,7 @@ def test_the_whole_time_is_the_runs_limit_and_options_are_passed_on(
     kit: Path, mounted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Sequence[str]] = []
-    monkeypatch.setattr(kaggle, "_run", lambda words, processes, seconds: seen.append(words) or 2)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(kaggle, "_run", lambda words, processes, seconds: seen.append(words) or 1)  # type: ignore[func-returns-value]
     predict(kit, tmp_path / "s.csv", hours=2, options=["--views", "identity,hflip"], root=tmp_path / "input")
     for words in seen:
         assert words[:4] == [
@@ -139,6 +139,16 @@ def test_the_whole_time_is_the_runs_limit_and_options_are_passed_on(
         ]
         assert 7195 <= int(words[-1].removesuffix("s")) <= 7200
     assert len(seen) == 2
+
+
+def test_options_that_are_refused_are_not_tried_twice(
+    kit: Path, mounted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(kaggle, "_run", lambda words, processes, seconds: asked.append(processes) or 2)  # type: ignore[func-returns-value]
+    outcome = predict(kit, tmp_path / "s.csv", options=["--score", "cort"], root=tmp_path / "input")
+    assert asked == [1]
+    assert "the options --score cort were refused; see the output above" in loud(outcome)
 
 
 def test_no_competition_is_an_error(kit: Path, tmp_path: Path) -> None:
