@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotated import SIZE, write_saved
+from annotated import write_saved
 from kits import contents
 from places import ROOT
-from tiny import write_image, write_tiny
+from tiny import tiny_model, write_tiny
 
 from sartorius_infer.checkpoints.files import verify_files
 from sartorius_infer.cli.main import main
@@ -47,45 +47,29 @@ def test_the_included_checkpoint_anywhere(tmp_path: Path) -> None:
     assert (new.sha256, new.bytes, new.network) == (old.sha256, old.bytes, old.network)
     assert file_sha256(tmp_path / "far" / place) == old.sha256
     assert plan.manifest.evidence is not None and plan.manifest.evidence.images == 4
-    before = contents(tmp_path / "far")
-    assert tune(tmp_path / "far", *words, "--out", "tuned.json")[0] == 0
-    assert contents(tmp_path / "far") == before, "the same again gives the same"
 
 
 @pytest.mark.slow
-def test_bare_checkpoints_of_equal_names(tmp_path: Path) -> None:
-    """They run, each by itself, and come along under names that differ."""
-    _, train = write_saved(tmp_path)
-    for i in range(4):
-        write_image(tmp_path / "images" / f"i{i}.png", SIZE, seed=i)
-    for name in ("one", "two"):
-        write_tiny(tmp_path / name)
-        (tmp_path / name / "weights_manifest.json").unlink()
+def test_checkpoints_of_equal_names(tmp_path: Path) -> None:
+    saved, train = write_saved(tmp_path)
+    for seed, name in enumerate(("one", "two")):
+        listing = write_tiny(tmp_path / "kit" / name, tiny_model(seed))
+    content = json.loads(listing.read_text())
+    models = [content["models"][0] | {"name": n, "file": f"{n}/tiny.safetensors"} for n in ("one", "two")]
+    (tmp_path / "kit" / "pair.json").write_text(json.dumps(content | {"models": models}))
     (tmp_path / "far").mkdir()
-    words = ("--images", "images", "--truth", train, "--folds", 2, "--out", tmp_path / "far" / "t.json")
-    code, _, errors = tune(tmp_path, "--weights", "one/tiny.safetensors", "two/tiny.safetensors", *words)
+    words = ("--weights", "kit/pair.json", "--predictions", saved, "--truth", train, "--folds", 2)
+    code, said, errors = tune(tmp_path, *words, "--out", "far/t.json")
     assert code == 0, errors
+    places = [f"t_weights/tiny{end}.safetensors" for end in ("", "_2")]
+    assert "\n          ".join(["written   far/t.json", *(f"far/{place}" for place in places)]) in said
     plan = load_manifest(tmp_path / "far" / "t.json")
     verify_files(plan)
-    places = [f"t_weights/tiny{end}.safetensors" for end in ("", "_2")]
-    assert {spec.file for spec in plan.manifest.models} <= set(places)
-    assert set(contents(tmp_path / "far")) == {"t.json", "t.png", *(s.file for s in plan.manifest.models)}
-
-
-@pytest.mark.slow
-def test_in_place_names_stay(tmp_path: Path) -> None:
-    saved, train = write_saved(tmp_path)
-    manifest = write_tiny(tmp_path / "kit", **{"$schema": "docs/weights_manifest.schema.json"})
-    before = contents(manifest.parent)
-    words = ("--weights", manifest, "--predictions", saved, "--truth", train, "--folds", 2)
-    code, said, _ = tune(tmp_path, *words, "--out", "kit/tuned.json")
-    assert code == 0
-    assert said.endswith("written   kit/tuned.json\n          kit/tuned.png\n")
-    tuned = json.loads((manifest.parent / "tuned.json").read_text())
-    assert tuned["models"] == json.loads(manifest.read_text())["models"]
-    after = contents(manifest.parent)
-    assert set(after) == {*before, "tuned.json", "tuned.png"}
-    assert {name: after[name] for name in before} == before
+    assert [spec.file for spec in plan.manifest.models] == places
+    for name, place in zip(("one", "two"), places, strict=True):
+        assert file_sha256(tmp_path / "far" / place) == file_sha256(
+            tmp_path / "kit" / name / "tiny.safetensors"
+        )
 
 
 def test_a_folder_that_cannot_be_written_is_told_first(
