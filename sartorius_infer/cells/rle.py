@@ -83,6 +83,50 @@ def encode_coco(label_map: Int32, n: int) -> list[CocoRle]:
     return [{"size": list(size), "counts": text[first:last]} for first, last in pairwise(cuts)]
 
 
+def decode_coco(counts: str | Sequence[int], size_hw: tuple[int, int]) -> tuple[Int64, Int64]:
+    """Starts (from 0) and lengths, as `decode` gives them, of COCO's RLE: its text, or its counts as numbers.
+
+    What follows the last count is background. Raises ValueError where a count is negative or they are more
+    than the pixels of `size_hw`: pycocotools itself writes past its memory then.
+    """
+    numbers = _counts_of_text(counts) if isinstance(counts, str) else np.array(counts, np.int64).reshape(-1)
+    height, width = size_hw
+    if len(numbers) and (numbers.min() < 0 or numbers.max() > height * width):
+        raise ValueError(f"expected counts from 0 to {height * width}, found {_outside(numbers)}")
+    if numbers.sum() > height * width:
+        raise ValueError(f"expected counts of {height} x {width} pixels, found {numbers.sum()}")
+    columns = np.zeros(height * width, np.int32)
+    ends = np.cumsum(numbers)
+    columns[run_pixels(ends[:-1:2], numbers[1::2])] = 1
+    (runs,) = split_label_map(columns.reshape(width, height).T, 1)
+    return runs
+
+
+def _outside(numbers: Int64) -> int:
+    return int(numbers.min() if numbers.min() < 0 else numbers.max())
+
+
+def _counts_of_text(text: str) -> Int64:
+    """Counts of COCO's text (rleFrString in cocoapi's maskApi.c): what `_five_bit_text` writes, undone."""
+    groups = np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64) - 48
+    if not len(groups):
+        return groups
+    follows = (groups & 32) > 0
+    if groups.min() < 0 or groups.max() > 63 or follows[-1]:
+        raise ValueError("expected COCO's RLE text, found other characters, or its end inside a number")
+    lasts = np.flatnonzero(~follows)
+    firsts = np.concatenate([[0], lasts[:-1] + 1])
+    if (lasts - firsts).max() > 6:
+        raise ValueError("expected COCO's RLE text, found a number of more than 35 bits")
+    places = 5 * (np.arange(len(groups)) - np.repeat(firsts, lasts - firsts + 1))
+    values = np.add.reduceat((groups & 31) << places, firsts)
+    values -= np.where(groups[lasts] & 16, np.int64(32) << places[lasts], 0)
+    # From the fourth on, each is the difference to the count two before.
+    for parity in (1, 2):
+        values[parity::2] = np.cumsum(values[parity::2])
+    return values
+
+
 def areas_and_boxes(label_map: Int32, n: int) -> tuple[Int64, Int64]:
     """Area (n,) in pixels and box xywh (n, 4) of each label 1..n; zeros for an absent one.
 

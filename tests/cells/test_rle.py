@@ -14,11 +14,13 @@ from sartorius_infer.cells import rle
 from sartorius_infer.cells.rle import (
     areas_and_boxes,
     decode,
+    decode_coco,
     decode_label_map,
     decode_mask,
     encode_coco,
     encode_label_map,
     shared_pixels,
+    split_label_map,
 )
 from sartorius_infer.types import Bool, Int32
 
@@ -158,6 +160,50 @@ def test_coco_equals_pycocotools_on_any_map(labels: Int32) -> None:
 
 def test_coco_equals_pycocotools_on_a_full_image() -> None:
     assert_as_pycocotools(ellipses(300), 310)
+
+
+def assert_decodes(labels: Int32, n: int) -> None:
+    for packed, mask in zip(encode_coco(labels, n), split_label_map(labels, n), strict=True):
+        found = decode_coco(packed["counts"], labels.shape)
+        assert [part.tolist() for part in found] == [part.tolist() for part in mask]
+
+
+@each_case
+def test_decode_coco_is_the_inverse(labels: Int32, n: int) -> None:
+    assert_decodes(labels, n)
+
+
+@given(label_maps)
+def test_decode_coco_is_the_inverse_on_any_map(labels: Int32) -> None:
+    assert_decodes(labels, LABELS)
+
+
+def test_decode_coco_on_a_full_image() -> None:
+    assert_decodes(ellipses(300), 310)
+
+
+def test_decode_coco_of_numbers_and_of_an_end_that_is_missing() -> None:
+    for counts in ([1, 2, 3], [1, 2], [1, 2, 0, 0, 3]):
+        assert [part.tolist() for part in decode_coco(counts, (2, 3))] == [[1, 3], [1, 1]]
+    assert [part.tolist() for part in decode_coco([], (2, 3))] == [[], []]
+    assert [part.tolist() for part in decode_coco("", (0, 3))] == [[], []]
+
+
+@pytest.mark.parametrize("counts", ["~", "a", "é", "P" * 9 + "0", "0l", "7", [7], [3, 4], [-1, 2], [2, -1]])
+def test_decode_coco_refuses_what_pycocotools_writes_past_its_memory_for(counts: str | list[int]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        decode_coco(counts, (2, 3))
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20))
+def test_decode_coco_of_any_text_is_a_mask_or_an_error(text: str) -> None:
+    try:
+        starts, lengths = decode_coco(text, (5, 7))
+    except ValueError:
+        return
+    assert lengths.sum() <= 35
+    assert (starts >= 0).all()
+    assert (starts + lengths <= 35).all()
 
 
 @each_case

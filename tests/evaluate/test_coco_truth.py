@@ -132,11 +132,12 @@ def test_a_crowd_however_it_is_written_is_kept_apart(tmp_path: Path, value: Any)
         ({"segmentation": 7}, "expected polygons or an RLE, found int"),
         ({"segmentation": [[1, 1, float("nan"), 1, 4, 3]]}, "expected corners near the image, .+"),
         ({"segmentation": [[1, 1, 1e9, 1, 4, 3]]}, "expected corners near the image, .+"),
+        ({"segmentation": [[0, 0, 1e6, 1e6] * 9]}, "expected corners near the image, .+"),
         ({"segmentation": [["a", 1, 4, 1, 4, 3]]}, "could not convert string .+"),
         ({"segmentation": {"counts": [7, 2]}}, "expected polygons or an RLE, found KeyError: 'size'"),
-        ({"segmentation": {"counts": [99], "size": [6, 8]}}, "expected counts of 6 x 8 pixels .+"),
-        ({"segmentation": {"counts": [7, -2], "size": [6, 8]}}, ".+"),
-        ({"segmentation": {"counts": "~~~~", "size": [6, 8]}}, ".+"),
+        ({"segmentation": {"counts": [99], "size": [6, 8]}}, "expected counts from 0 to 48, found 99"),
+        ({"segmentation": {"counts": [7, -2], "size": [6, 8]}}, "expected counts from 0 to 48, found -2"),
+        ({"segmentation": {"counts": "~~~~", "size": [6, 8]}}, "expected COCO's RLE text, .+"),
     ],
 )
 def test_what_cannot_be_read_names_image_and_annotation(
