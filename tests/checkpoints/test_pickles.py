@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sartorius_infer.checkpoints import pickles
+from sartorius_infer.checkpoints import pickles, stand_ins
+from sartorius_infer.checkpoints.archives import PLAIN
 from sartorius_infer.checkpoints.reading import Checkpoint, read_checkpoint
 from sartorius_infer.errors import CheckpointError
 
@@ -360,7 +361,8 @@ def test_a_tensor_may_not_be_larger_than_its_storage(tmp_path: Path) -> None:
         ((2**33,), (1,), 0),
         ((2,), (1,), -1),
     ):
-        assert "pickle" in refused(tmp_path, {"w": rebuilt(torch.ones(4), size, stride, offset)})
+        said = refused(tmp_path, {"w": rebuilt(torch.ones(4), size, stride, offset)})
+        assert said.startswith("w: expected a ")
     read = reading(tmp_path, {"w": rebuilt(torch.arange(4.0), (2,), (2,), 1)})
     assert read.state["w"].tolist() == [1, 3]
 
@@ -374,13 +376,14 @@ def rebuilt(tensor: Tensor, size: tuple[int, ...], stride: tuple[int, ...], offs
 # What is never run.
 
 
-LENT = sorted(pickles._LENT)
+LENT = [*sorted(PLAIN), "argparse.Namespace", "numpy.ndarray", "somebody.Own"]
 LENDERS = (collections.Counter, OrderedDict, torch.Tensor, torch.storage.TypedStorage, nn.Parameter)
+OWN = (pickles.Thing, pickles.Name, stand_ins.NumpyArray, stand_ins.NumpyDtype, stand_ins.StoredTensor)
 
 
 def classes() -> dict[type, dict[str, Any]]:
     """What every class holds that a pickle may come near."""
-    return {kind: dict(vars(kind)) for kind in (*pickles._LENT.values(), *LENDERS)}
+    return {kind: dict(vars(kind)) for kind in (*OWN, *LENDERS)}
 
 
 @pytest.fixture
@@ -550,14 +553,14 @@ def test_an_instance_made_without_a_call_is_no_weight(tmp_path: Path, marker: Pa
 # Files that mean more than they hold.
 
 
-def test_a_memory_of_any_index_is_not_made(tmp_path: Path) -> None:
+def test_a_memory_of_any_index_takes_no_room(tmp_path: Path) -> None:
     for content in (
         b"\x80\x02]r\xff\xff\xff\x7f.",
         b"\x80\x02]r\x00\x00\x00\x10.",
         b"(lp99999999\n.",
         b"]q\xff.",
     ):
-        assert "never loaded" in refused(tmp_path, content)
+        assert refused(tmp_path, content) == "expected a mapping of tensors, found list"
 
 
 def test_lengths_past_the_end_take_no_memory(tmp_path: Path) -> None:
@@ -600,7 +603,7 @@ def test_depth(tmp_path: Path) -> None:
     assert refused(tmp_path, deep) == "expected a mapping of tensors, found list"
     wrapped = b"}" + text("model")
     whole = b"\x80\x02" + wrapped * 1500 + pickle.dumps({"w": np.ones(2)}, 2)[2:-1] + b"s" * 1500 + b"."
-    assert refused(tmp_path, whole) == "expected tensors, found a mapping that holds itself"
+    assert refused(tmp_path, whole).startswith("expected tensors, or one of ")
 
 
 # Damage.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import io
 import json
 import os
 import pickle
 import zipfile
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,8 @@ def refusal(path: Path) -> str:
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 500
-    assert message.startswith(f"{path}: expected ")
+    assert message.startswith(f"{path}: ")
+    assert "expected " in message
     assert ", found " in message
     return message.removeprefix(f"{path}: ")
 
@@ -125,12 +125,12 @@ def test_weights_come_before_everything_else_of_a_run(tmp_path: Path) -> None:
         "model": model,
         "module": "resnet50",
     }
-    assert refused(tmp_path, run).count("torch.save(model.state_dict()") == 1
-    assert same(reading(tmp_path, run | {"model": model.state_dict()}).state, model.state_dict())
-    without = {key: value for key, value in run.items() if key != "model"}
-    read = reading(tmp_path, without)
+    read = reading(tmp_path, run)  # whose model is an object, and so no weights
     assert same(read.state, parts(seed=1))
     assert (read.wrapper, read.prefix) == ("ema.module", "module.")
+    without = {key: value for key, value in run.items() if key != "ema"}
+    assert refused(tmp_path, without).count("torch.save(model.state_dict()") == 1
+    assert same(reading(tmp_path, without | {"model": model.state_dict()}).state, model.state_dict())
 
 
 def test_an_averaged_model_s_counter_is_dropped(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ class Call:
 def test_numpy_s_constructors_are_never_called(tmp_path: Path) -> None:
     """An array over forged pointers, made to be followed: where it is built, the interpreter crashes."""
     forged = Call(np.ndarray, (1,), "O", b"A" * 8)
-    assert refused(tmp_path, {"model": parts(), "x": Call(OrderedDict, forged)})
+    assert same(reading(tmp_path, {"model": parts(), "x": Call(OrderedDict, forged)}).state, parts())
     huge = Call(np.ndarray, (1 << 50,), "f8")
     assert same(reading(tmp_path, {"model": parts(), "x": huge}).state, parts())
 
@@ -266,32 +266,22 @@ def test_a_payload_does_not_run(
 
 
 UNSAFE = {
-    "argparse.Namespace": {"model": parts(), "args": argparse.Namespace(lr=0.1)},
     "torch.nn.modules.linear.Linear": nn.Linear(2, 2),
-    "collections.defaultdict": {"model": parts(), "meters": defaultdict(list)},
-    "datetime.datetime": {"model": parts(), "when": datetime.datetime(2021, 12, 1)},
-    "pathlib.PosixPath": {"model": parts(), "out": Path("x")},
+    "argparse.Namespace": {"model": argparse.Namespace(weights="here")},
     f"{Parts.__module__}.Parts": {"model": Parts()},
 }
 
 
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("needs", UNSAFE)
-def test_what_needs_a_full_unpickler_is_named(tmp_path: Path, needs: str, old: bool) -> None:
+def test_an_object_in_the_place_of_weights_is_named(tmp_path: Path, needs: str, old: bool) -> None:
     said = refused(tmp_path, packed(UNSAFE[needs], old))
     assert said == (
         f'expected tensors alone, found a pickle that needs {needs}, {CONVERT}model.state_dict(), "a.pth")'
     )
 
 
-@pytest.mark.parametrize("protocol", [0, 1])
-def test_a_pickle_of_the_oldest_kinds_renamed(tmp_path: Path, protocol: int) -> None:
-    said = refused(tmp_path, pickle.dumps({"backbone.w": [1.0]}, protocol), "a.pt")
-    assert said.startswith("expected tensors alone, found a pickle")
-    assert CONVERT in said
-
-
-@pytest.mark.parametrize("protocol", range(2, 6))
+@pytest.mark.parametrize("protocol", range(6))
 def test_a_plain_pickle_renamed_is_read_as_one(tmp_path: Path, protocol: int) -> None:
     content = pickle.dumps({"backbone.w": np.ones(2, np.float32)}, protocol)
     assert same(reading(tmp_path, content, "a.pt").state, {"backbone.w": torch.ones(2)})
@@ -375,7 +365,12 @@ def test_mappings_without_tensors(tmp_path: Path, content: Any) -> None:
     assert refused(tmp_path, content).startswith("expected tensors, or one of model_state_dict, ")
 
 
-NO_MAPPINGS = [([parts()], "list"), (torch.ones(2), "Tensor"), (None, "NoneType"), (np.ones(2), "NumpyArray")]
+NO_MAPPINGS = [
+    ([torch.ones(2)], "list"),
+    (torch.ones(2), "Tensor"),
+    (None, "NoneType"),
+    (np.ones(2), "NumpyArray"),
+]
 
 
 @pytest.mark.parametrize(("content", "found"), NO_MAPPINGS)
