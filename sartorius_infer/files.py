@@ -36,7 +36,7 @@ def as_paths(value: Paths | None, what: str) -> list[Path]:
     return [as_path(each, what) for each in value]
 
 
-def image_id(name: str) -> str:
+def as_id(name: str) -> str:
     """The id of an image that is called `name` somewhere: in a folder, a table, an annotation.
 
     Ids that mean the same image are equal here, whoever wrote them: letters with accents are composed

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sartorius_infer.files import atomic_file, image_id, printable
+from sartorius_infer.files import as_id, atomic_file, printable
 
 
 def names(folder: Path) -> list[str]:
@@ -138,20 +138,20 @@ ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
 
 @given(ANY_TEXT)
 def test_ids_can_be_written_anywhere_and_stay_as_they_are(name: str) -> None:
-    found = image_id(name)
+    found = as_id(name)
     found.encode("utf-8")
     assert "/" not in found
-    assert image_id(found) == found
+    assert as_id(found) == found
 
 
 @given(st.text())
 def test_ids_are_equal_however_letters_are_composed(name: str) -> None:
-    assert len({image_id(unicodedata.normalize(form, name)) for form in ("NFC", "NFD")}) == 1
+    assert len({as_id(unicodedata.normalize(form, name)) for form in ("NFC", "NFD")}) == 1
 
 
 def test_ids() -> None:
-    assert image_id("a b.c") == "a b.c"
-    assert image_id("a/b/c") == "a_b_c"
-    assert image_id("e\N{COMBINING ACUTE ACCENT}") == "\N{LATIN SMALL LETTER E WITH ACUTE}"
-    assert image_id(os.fsdecode(b"caf\xe9")) == printable(Path(os.fsdecode(b"caf\xe9"))) == r"caf\udce9"
-    assert image_id("") == ""
+    assert as_id("a b.c") == "a b.c"
+    assert as_id("a/b/c") == "a_b_c"
+    assert as_id("e\N{COMBINING ACUTE ACCENT}") == "\N{LATIN SMALL LETTER E WITH ACUTE}"
+    assert as_id(os.fsdecode(b"caf\xe9")) == printable(Path(os.fsdecode(b"caf\xe9"))) == r"caf\udce9"
+    assert as_id("") == ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sartorius_infer.cli.options import BAD_INPUT, OK
+from sartorius_infer.cli.options import BAD_INPUT, OK, add_recursive
 
 
 def check_parser() -> argparse.ArgumentParser:
@@ -18,6 +18,7 @@ def check_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", nargs="+", type=Path, metavar="PATH", help="the images, for their ids and sizes"
     )
+    add_recursive(parser)
     parser.add_argument("--sample-submission", type=Path, metavar="CSV", help="for the set and order of ids")
     return parser
 
@@ -28,7 +29,7 @@ def check_command(arguments: argparse.Namespace) -> int:
     from sartorius_infer.images.read import image_size
     from sartorius_infer.output.submission import check_submission, read_sample_submission
 
-    files = find_images(arguments.images) if arguments.images else None
+    files = find_images(arguments.images, arguments.recursive) if arguments.images else None
     sizes = {file.id: image_size(file) for file in files} if files is not None else None
     sample = read_sample_submission(arguments.sample_submission) if arguments.sample_submission else None
     problems = check_submission(arguments.submission, sizes, sample)

@@ -39,6 +39,16 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_recursive(parser: argparse.ArgumentParser) -> None:
+    """The option of every command that takes folders of images."""
+    parser.add_argument(
+        "--recursive",
+        action="store_true",
+        help="search folders of --images within too; images of one name are called by their paths, as in "
+        "a_image for a/image.tif",
+    )
+
+
 def add_rules(parser: argparse.ArgumentParser) -> None:
     """Options of every command that makes cells: rules in the place of the manifest's."""
     add = parser.add_argument

@@ -18,6 +18,7 @@ from sartorius_infer.cli.options import (
     OK,
     SOME_FAILED,
     UsageError,
+    add_recursive,
     add_rules,
     add_weights,
     load_plugins,
@@ -77,8 +78,9 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="PATH",
-        help="folder or files (PNG, TIFF, JPEG, BMP); default: the competition's, in /kaggle/input",
+        help="folder or files (PNG, TIFF, JPEG, BMP, WebP); default: the competition's, in /kaggle/input",
     )
+    add_recursive(parser)
     add("--out", type=Path, default=Path("submission.csv"), metavar="FILE", help="default: %(default)s")
     add("--format", choices=("kaggle", "coco"), help="of --out (default: by its suffix, .csv or .json)")
     add("--sample-submission", type=Path, metavar="CSV", help="fixes the set and order of ids")
@@ -186,7 +188,7 @@ def _jobs(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
     from sartorius_infer.run.jobs import plan_jobs
 
     images, sample = _inputs(arguments)
-    files = find_images(images)
+    files = find_images(images, arguments.recursive)
     return plan_jobs(files, read_sample_submission(sample) if sample else None)
 
 

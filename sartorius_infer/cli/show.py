@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sartorius_infer.cli.options import (
     OK,
     UsageError,
+    add_recursive,
     add_rules,
     add_weights,
     print_notes,
@@ -50,6 +51,7 @@ def show_parser() -> argparse.ArgumentParser:
         help="from --save-predictions: cells by the rules of --weights, with classes, scores and sliders",
     )
     add("--images", nargs="+", type=Path, required=True, metavar="PATH", help="folders or files")
+    add_recursive(parser)
     add("--truth", type=Path, metavar="T", help="as for `score`")
     add("--out", type=Path, required=True, metavar="HTML", help="the page")
     add("--overlays", type=Path, metavar="DIR", help="also write <id>.png per image, and matches/<id>.png")
@@ -81,7 +83,7 @@ def show_command(arguments: argparse.Namespace) -> int:
 
     truth = read_truth(arguments.truth) if arguments.truth else None
     print_notes(truth or {}, sys.stderr)
-    files = {file.id: file for file in find_images(arguments.images)}
+    files = {file.id: file for file in find_images(arguments.images, arguments.recursive)}
     looks, curves = _looks(arguments, files, truth)
     with tqdm(total=len(looks.images), unit=" image", desc="show", dynamic_ncols=True) as bar:
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sartorius_infer.cli.options import (
     OK,
+    add_recursive,
     add_rules,
     add_weights,
     load_plugins,
@@ -53,6 +54,7 @@ def tune_parser() -> argparse.ArgumentParser:
         help="from --save-predictions, instead of --images: no network runs. One folder of the whole "
         "ensemble, or one for each network of the manifest, named as it or else in the manifest's order",
     )
+    add_recursive(parser)
     add(
         "--out",
         type=Path,
@@ -164,7 +166,7 @@ def _networks(arguments: argparse.Namespace, weights: Weights) -> tuple[Ensemble
     from sartorius_infer.images.find import find_images
 
     load_plugins(arguments)
-    files = find_images(arguments.images)
+    files = find_images(arguments.images, arguments.recursive)
     device = resolve_device(arguments.device)
     keep_memory(device)
     return load(weights, device, resolve_precision("auto", device)), files

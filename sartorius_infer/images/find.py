@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sartorius_infer.errors import ImageError
-from sartorius_infer.files import Paths, as_paths, image_id, printable
+from sartorius_infer.files import Paths, as_id, as_paths, printable
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def find_images(sources: Paths, recursive: bool = False) -> tuple[ImageFile, ...
 
     An id is the file's stem. Images whose stems are equal are called by their path instead, from the
     folder that holds all sources, without suffix and with `_` for `/`: data/a/image.tif and
-    data/b/image.tif are a_image and b_image. Ids are as `files.image_id` spells them.
+    data/b/image.tif are a_image and b_image. Ids are as `files.as_id` spells them.
     Raises ImageError if a source is missing, holds no image or is not one, or if two share an id.
     """
     places, passed = as_paths(sources, "images"), Counter[str]()
@@ -133,11 +133,11 @@ def _by_name(path: Path) -> Path:
 
 def _names(paths: Sequence[Path], sources: Sequence[Path]) -> dict[Path, str]:
     """The id of each image, as `find_images` describes."""
-    stems = {path: image_id(path.stem) for path in paths}
+    stems = {path: as_id(path.stem) for path in paths}
     counts = Counter(stems.values())
     root = os.path.commonpath([os.path.abspath(p if p.is_dir() else p.parent) for p in sources])
     return {
-        path: stem if counts[stem] == 1 else image_id(os.path.relpath(path.with_suffix(""), root))
+        path: stem if counts[stem] == 1 else as_id(os.path.relpath(path.with_suffix(""), root))
         for path, stem in stems.items()
     }
 

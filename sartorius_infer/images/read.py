@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sartorius_infer.errors import ImageError
-from sartorius_infer.files import as_path, image_id
+from sartorius_infer.files import as_id, as_path
 from sartorius_infer.images.find import ImageFile, naming, require_file
 from sartorius_infer.images.formats import header
 from sartorius_infer.types import CellImage, UInt8
@@ -42,7 +42,7 @@ def read_image(file: str | Path | ImageFile, limits: Limits | None = None) -> Ce
     holds several pages or a stack, or if its name is not UTF-8, so that no output could name it.
     """
     if not isinstance(file, ImageFile):
-        file = ImageFile(image_id(as_path(file, "image").stem), Path(file))
+        file = ImageFile(as_id(as_path(file, "image").stem), Path(file))
     with naming(file.path):
         require_file(file.path)
         data = file.path.read_bytes()

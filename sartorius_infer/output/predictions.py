@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sartorius_infer.errors import PredictionError
-from sartorius_infer.files import as_path, atomic_file
+from sartorius_infer.files import as_id, as_path, atomic_file
 from sartorius_infer.types import Prediction
 
 # Name, dtype, number of axes; lengths are `Prediction`'s to check.
@@ -27,11 +27,12 @@ _ARRAYS: dict[str, tuple[type[np.generic], int]] = {
 def save_prediction(folder: Path, prediction: Prediction) -> Path:
     """Write `<image_id>.npz` into `folder`, made if need be, whole or not at all.
 
+    The id is as `files.as_id` spells it.
     Arrays: boxes float32 (N, 4), scores float32 (N,), labels int64 (N,), masks float16 (N, M, M),
     size_hw int64 (2,), as `Prediction` has them.
     Raises PredictionError if the file cannot be written.
     """
-    path = folder / f"{prediction.image_id}.npz"
+    path = folder / f"{as_id(prediction.image_id)}.npz"
     arrays: dict[str, Any] = {name: getattr(prediction, name) for name in _ARRAYS}
     arrays["size_hw"] = np.array(prediction.size_hw, np.int64)
     try:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sartorius_infer.cells.colours import class_colours
 from sartorius_infer.cells.instances import Instances
 from sartorius_infer.errors import ImageError, size_text
-from sartorius_infer.files import atomic_file
+from sartorius_infer.files import as_id, atomic_file
 from sartorius_infer.types import Bool, CellImage, Int32, UInt8
 
 NARROWEST = 256
@@ -64,9 +64,9 @@ def overlay(image: CellImage, instances: Instances) -> UInt8:
 def save_overlay(folder: Path, image_id: str, picture: UInt8) -> Path:
     """Write a picture as `<image_id>.png` into `folder`, made if need be, whole or not at all.
 
-    Raises ImageError if the file cannot be written.
+    The id is as `files.as_id` spells it. Raises ImageError if the file cannot be written.
     """
-    path = folder / f"{image_id}.png"
+    path = folder / f"{as_id(image_id)}.png"
     data = png(picture)
     try:
         folder.mkdir(parents=True, exist_ok=True)

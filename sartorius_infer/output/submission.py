@@ -22,7 +22,7 @@ from sartorius_infer.cells.instances import Instances
 from sartorius_infer.cells.rle import decode, shared_pixels
 from sartorius_infer.competition import COMPETITION_SIZE_HW
 from sartorius_infer.errors import SubmissionError
-from sartorius_infer.files import as_path, atomic_file
+from sartorius_infer.files import as_id, as_path, atomic_file
 from sartorius_infer.types import Int64
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def check_submission(
     """Everything wrong with a submission, each problem once, sorted by line.
 
     sizes       (H, W) of each image; those not given are taken to be the competition's 520 x 704
-    sample_ids  ids in the order the rows must follow; without them, the images' sorted order
+    sample_ids  ids in the order the rows must follow; without them, that of `sizes`
 
     A row that repeats another, or whose pairs are malformed, is not compared with the masks of
     its image. Raises SubmissionError if the file cannot be read at all.
@@ -215,13 +215,19 @@ def check_submission(
         if row.id:
             images.setdefault(row.id, []).append(row)
     problems = [Problem(row.line, "", "empty id") for row in rows if not row.id]
+    # Ids mean the same image however its letters are composed; problems name it as the file does.
+    written = {as_id(name): name for name in images}
+    if sizes is not None:
+        sizes = {written.get(as_id(name), name): size_hw for name, size_hw in sizes.items()}
+    if sample_ids is not None:
+        sample_ids = [written.get(as_id(name), name) for name in sample_ids]
     problems += _unknown_and_missing(images, sizes, sample_ids)
     problems += _scattered(rows)
-    order = sample_ids if sample_ids is not None else sorted(sizes or ())
+    order = sample_ids if sample_ids is not None else list(sizes or ())
     problems += _disordered(images, order)
-    for image_id, own in images.items():
+    for name, own in images.items():
         problems += _blanks(own)
-        problems += _masks(own, (sizes or {}).get(image_id, COMPETITION_SIZE_HW))
+        problems += _masks(own, (sizes or {}).get(name, COMPETITION_SIZE_HW))
     return sorted(problems, key=lambda problem: problem.line)
 
 

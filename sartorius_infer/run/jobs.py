@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from sartorius_infer.files import as_id
 from sartorius_infer.images.find import ImageFile
 from sartorius_infer.run.journal import Result
 
@@ -60,12 +61,17 @@ class Summary:
 
 
 def plan_jobs(files: Sequence[ImageFile], sample_ids: Sequence[str] | None) -> tuple[list[Job], list[str]]:
-    """Jobs in output order, and the ids of images that the sample submission leaves out."""
+    """Jobs in output order, and the ids of images that the sample submission leaves out.
+
+    Ids are found as `files.as_id` spells them, and written as the sample submission does.
+    """
     if sample_ids is None:
         return [Job(file.id, file) for file in files], []
     by_id = {file.id: file for file in files}
-    wanted = set(sample_ids)
-    return [Job(i, by_id.get(i)) for i in sample_ids], [f.id for f in files if f.id not in wanted]
+    found = [(i, by_id.get(as_id(i))) for i in sample_ids]
+    wanted = {as_id(i) for i in sample_ids}
+    jobs = [Job(i, None if file is None else replace(file, id=i)) for i, file in found]
+    return jobs, [file.id for file in files if file.id not in wanted]
 
 
 @dataclass(frozen=True)

@@ -502,7 +502,7 @@ def test_without_sizes_or_sample_only_the_rows_are_checked(tmp_path: Path) -> No
     assert check_submission(path) == [Problem(3, "y", message)]
 
 
-def test_sizes_alone_ask_for_sorted_ids(tmp_path: Path) -> None:
+def test_sizes_alone_ask_for_their_order(tmp_path: Path) -> None:
     path = written(tmp_path, "b,13 1", "a,", "d,13 1")
     assert check_submission(path, {"a": (3, 4), "c": (3, 4), "b": (3, 4)}) == [
         Problem(0, "c", "missing id: in the images, without a row"),
@@ -510,6 +510,17 @@ def test_sizes_alone_ask_for_sorted_ids(tmp_path: Path) -> None:
         Problem(3, "a", "out of order: belongs before 'b', line 2"),
         Problem(4, "d", "unknown id: not in the images"),
     ]
+
+
+def test_ids_are_the_same_however_letters_are_composed(tmp_path: Path) -> None:
+    composed, decomposed = "\N{LATIN SMALL LETTER E WITH ACUTE}", "e\N{COMBINING ACUTE ACCENT}"
+    for one, other in ((composed, decomposed), (decomposed, composed)):
+        path = written(tmp_path, "z,", f"{one},1 9", "a_b,")
+        assert check_submission(path, {"z": (2, 3), other: (2, 3), "a_b": (2, 3)}) == check_submission(
+            path, {"z": (2, 3), one: (2, 3), "a_b": (2, 3)}, ("z", other, "a/b")
+        )
+        (problem,) = check_submission(path, {"z": (2, 3), other: (2, 3), "a_b": (2, 3)})
+        assert (problem.line, problem.id) == (3, one)
 
 
 def test_a_sample_alone_asks_for_its_own_order(tmp_path: Path) -> None:

@@ -33,6 +33,18 @@ def test_jobs_are_the_images_or_what_the_sample_names() -> None:
     assert plan_jobs([], ()) == ([], [])
 
 
+def test_the_sample_may_spell_ids_in_its_own_way() -> None:
+    """It is found however its letters are composed, and written as the sample writes it."""
+    composed = ImageFile("caf\N{LATIN SMALL LETTER E WITH ACUTE}", Path("1.png"))
+    inner = ImageFile("a_image", Path("a/image.png"))
+    decomposed = "cafe\N{COMBINING ACUTE ACCENT}"
+    expected = [
+        Job(decomposed, ImageFile(decomposed, composed.path)),
+        Job("a/image", ImageFile("a/image", inner.path)),
+    ]
+    assert plan_jobs([inner, composed], (decomposed, "a/image")) == (expected, [])
+
+
 def test_a_summary_tells_failed_images_from_blank_ones() -> None:
     summary = Summary(cells=Counter({"x": 0, "y": 0}))
     for result in (Result("a", [], {"y": 2}), Result("b", []), Result("c", [], error="broken")):
