@@ -7,13 +7,16 @@ import json
 import os
 import secrets
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, TextIO, overload
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO, Literal, TextIO, TypeVar, overload
 
 Paths = str | Path | Sequence[str | Path]
 """One path or several."""
+
+K = TypeVar("K", bound=Hashable)
 
 
 def as_path(value: str | Path, what: str) -> Path:
@@ -44,6 +47,16 @@ def as_id(name: str) -> str:
     that are called after ids. Bytes of a file name that are not UTF-8 are spelled out, as in "\\udce9".
     """
     return unicodedata.normalize("NFC", printable(name)).replace("/", "_")
+
+
+def distinct_ids(paths: Mapping[K, PurePath]) -> dict[K, str]:
+    """The ids of several images: their stems; where stems are equal, their paths without suffix."""
+    stems = {key: as_id(path.stem) for key, path in paths.items()}
+    counts = Counter(stems.values())
+    return {
+        key: stems[key] if counts[stems[key]] == 1 else as_id(str(path.parent / path.stem))
+        for key, path in paths.items()
+    }
 
 
 def printable(text: object) -> str:

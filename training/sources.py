@@ -21,7 +21,7 @@ from sartorius_infer.errors import ImageError
 from sartorius_infer.evaluate.label_maps import class_maps, is_nuclei, read_class_maps, read_nuclei
 from sartorius_infer.evaluate.train_csv import COLUMNS
 from sartorius_infer.evaluate.truth import TrueImage, read_truth
-from sartorius_infer.files import visible
+from sartorius_infer.files import as_id, visible
 from sartorius_infer.images.find import EXTENSIONS, ImageFile
 from sartorius_infer.images.read import read_image
 from sartorius_infer.types import UInt8
@@ -177,7 +177,8 @@ def _truth(annotations: Path) -> dict[str, TrueImage]:
     # Images lie in their own folders, beside their truth, and anything else beside these.
     nuclei = {own.name: read_nuclei(own) for own in _folders(annotations) if is_nuclei(own)}
     maps = {own: class_maps(own) for own in _folders(annotations) if own.name not in nuclei}
-    return nuclei | {own.name: read_class_maps(own, files) for own, files in maps.items() if files}
+    found = nuclei | {own.name: read_class_maps(own, files) for own, files in maps.items() if files}
+    return {name: replace(image, id=as_id(name)) for name, image in found.items()}
 
 
 def _is_train_csv(path: Path) -> bool:
@@ -198,7 +199,7 @@ def _image_files(folder: Path) -> dict[str, ImageFile]:
         ):
             continue
         # The image beside its own label maps is called after their folder.
-        image_id = path.parent.name if path.stem == "image" else path.stem
+        image_id = as_id(path.parent.name if path.stem == "image" else path.stem)
         files.setdefault(image_id, ImageFile(image_id, path))
     return files
 
@@ -213,7 +214,7 @@ def _groups(annotations: Path, columns: Iterable[str]) -> dict[str, str]:
     if column is None:
         return {}
     rows = zip(table["id"], table[column], strict=True)
-    return {str(image_id): f"{column} {value}" for image_id, value in rows if value}
+    return {as_id(str(image_id)): f"{column} {value}" for image_id, value in rows if value}
 
 
 def _example(

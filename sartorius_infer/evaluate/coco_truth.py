@@ -13,7 +13,7 @@ from sartorius_infer.errors import TruthError, first_line
 from sartorius_infer.evaluate.coco_masks import coco_runs
 from sartorius_infer.evaluate.metric import match
 from sartorius_infer.evaluate.true_image import CocoImage, Key, Region, TrueImage, whole, whole_size
-from sartorius_infer.files import json_text
+from sartorius_infer.files import distinct_ids, json_text
 from sartorius_infer.images.formats import MAX_PIXELS
 
 Annotation = tuple[str, dict[str, Any]]
@@ -84,12 +84,13 @@ def _by_image(annotations: Any) -> dict[Key, list[Annotation]]:
 
 
 def _files(path: Path, images: Any) -> dict[str, _File]:
-    """The files that `images` lists, by stem; one may stand under several ids."""
+    """The files that `images` lists, by `distinct_ids`; one may stand under several ids of COCO's."""
     files: dict[str, _File] = {}
     ids: Counter[Key] = Counter()
-    for _, entry in _entries(images):
-        name, key = str(entry["file_name"]).replace("\\", "/"), key_of(entry["id"])
-        stem = PurePosixPath(name).stem
+    entries = [(str(entry["file_name"]).replace("\\", "/"), entry) for _, entry in _entries(images)]
+    stems = distinct_ids({name: PurePosixPath(name) for name, _ in entries})
+    for name, entry in entries:
+        stem, key = stems[name], key_of(entry["id"])
         file = files.setdefault(stem, _File(name))
         if file.name != name:
             raise TruthError(f"{path}: expected one truth of each image, found two of {stem}")

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from sartorius_infer.evaluate.true_image import Key, TrueImage, whole
+from sartorius_infer.files import as_id
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class ImageNames:
     def by_name(self, said: object) -> str | None:
         """The image that is called so."""
         number = whole(said)
-        name = str(number) if number is not None and not isinstance(said, str) else str(said)
+        name = as_id(str(number) if number is not None and not isinstance(said, str) else str(said))
         return name if name in self.names else None
 
     def find(self, said: object) -> str | None:

@@ -15,7 +15,7 @@ from sartorius_infer.errors import SubmissionError, TruthError, first_line
 from sartorius_infer.evaluate.coco_masks import coco_runs
 from sartorius_infer.evaluate.image_names import ImageNames
 from sartorius_infer.evaluate.true_image import Key, TrueImage, whole
-from sartorius_infer.files import as_path, json_text
+from sartorius_infer.files import as_id, as_path, json_text
 from sartorius_infer.output.submission import read_submission
 
 
@@ -132,14 +132,15 @@ def _read(path: Path, sizes: Mapping[str, tuple[int, int]], names: ImageNames) -
 def _from_csv(path: Path, sizes: Mapping[str, tuple[int, int]]) -> _Read:
     read = _Read()
     for row in read_submission(path):
-        if row.id not in sizes:
+        name = as_id(row.id)
+        if name not in sizes:
             read.unknown.setdefault(row.id, f"line {row.line}: ")
             continue
-        cells = read.found.setdefault(row.id, [])
+        cells = read.found.setdefault(name, [])
         if not row.predicted.strip():
             continue
         try:
-            cells.append(FoundCell(decode(row.predicted, sizes[row.id])))
+            cells.append(FoundCell(decode(row.predicted, sizes[name])))
         except ValueError as error:
             raise SubmissionError(f"{path}: line {row.line}: {row.id}: {error}") from None
     return read

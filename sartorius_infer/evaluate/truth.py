@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+from sartorius_infer.errors import TruthError
 from sartorius_infer.evaluate.coco_truth import read_coco
 from sartorius_infer.evaluate.label_maps import read_label_maps
 from sartorius_infer.evaluate.train_csv import read_train_csv
 from sartorius_infer.evaluate.true_image import TrueImage as TrueImage
-from sartorius_infer.files import as_path
+from sartorius_infer.files import as_id, as_path
 
 
 def read_truth(path: str | Path) -> dict[str, TrueImage]:
     """True images by id: from Kaggle's train.csv, COCO's JSON, or a folder of label maps.
 
-    Raises TruthError, naming the file and the image.
+    Ids are as `files.as_id` spells them. Raises TruthError, naming the file and the image.
     """
     path = as_path(path, "truth")
     if path.is_dir():
-        return read_label_maps(path)
-    return read_coco(path) if path.suffix.lower() == ".json" else read_train_csv(path)
+        found = read_label_maps(path)
+    else:
+        found = read_coco(path) if path.suffix.lower() == ".json" else read_train_csv(path)
+    images = {as_id(name): replace(image, id=as_id(name)) for name, image in found.items()}
+    if len(images) < len(found):
+        twice = next(name for name, count in Counter(map(as_id, found)).items() if count > 1)
+        raise TruthError(f"{path}: expected one truth of each image, found two of {twice}")
+    return images

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from sartorius_infer.errors import ImageError
-from sartorius_infer.files import Paths, as_id, as_paths, printable
+from sartorius_infer.files import Paths, as_paths, distinct_ids, printable
 
 log = logging.getLogger(__name__)
 
@@ -133,13 +133,8 @@ def _by_name(path: Path) -> Path:
 
 def _names(paths: Sequence[Path], sources: Sequence[Path]) -> dict[Path, str]:
     """The id of each image, as `find_images` describes."""
-    stems = {path: as_id(path.stem) for path in paths}
-    counts = Counter(stems.values())
     root = os.path.commonpath([os.path.abspath(p if p.is_dir() else p.parent) for p in sources])
-    return {
-        path: stem if counts[stem] == 1 else as_id(os.path.relpath(path.with_suffix(""), root))
-        for path, stem in stems.items()
-    }
+    return distinct_ids({path: PurePath(os.path.relpath(path, root)) for path in paths})
 
 
 def _is_image(name: str) -> bool:

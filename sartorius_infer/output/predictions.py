@@ -47,7 +47,7 @@ def save_prediction(folder: Path, prediction: Prediction) -> Path:
 def load_prediction(path: str | Path) -> Prediction:
     """Read what `save_prediction` wrote; the image's id is the file's stem. Nothing is unpickled.
 
-    Arrays of other names are ignored. Raises PredictionError if the file cannot be read, or its arrays
+    The id is as `files.as_id` spells it. Arrays of other names are ignored. Raises PredictionError if the file cannot be read, or its arrays
     are not those of a prediction: names, dtypes, shapes, scores and masks in [0, 1], boxes finite,
     labels from 1.
     """
@@ -56,7 +56,7 @@ def load_prediction(path: str | Path) -> Prediction:
     _check_arrays(path, arrays)
     height, width = arrays.pop("size_hw").tolist()
     try:
-        prediction = Prediction(image_id=path.stem, size_hw=(height, width), **arrays)
+        prediction = Prediction(image_id=as_id(path.stem), size_hw=(height, width), **arrays)
     except ValueError as error:
         raise PredictionError(f"{path}: {error}") from error
     _check_values(path, prediction)

@@ -43,7 +43,7 @@ def test_coco_images_without_cells(tmp_path: Path) -> None:
     assert read_coco(coco(tmp_path, [], images=[])) == {}
 
 
-TWICE = [{"id": i, "file_name": f"{i}/a.tif", "height": 6, "width": 8} for i in (7, 8)]
+TWICE = [{"id": i, "file_name": f"a.{s}", "height": 6, "width": 8} for i, s in ((7, "tif"), (8, "png"))]
 
 
 @pytest.mark.parametrize(
