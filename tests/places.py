@@ -5,6 +5,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "samples"
 SHARED = ROOT.parent / "shared"
+CASES = SHARED / "cases"
 DATA = SHARED / "data"
 SARTORIUS = DATA / "sartorius"
 CASES = SHARED / "cases"

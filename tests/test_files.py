@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sartorius_infer.files import as_id, atomic_file, printable
+from sartorius_infer.files import as_id, atomic_file, json_text, printable, visible
 
 
 def names(folder: Path) -> list[str]:
@@ -155,3 +155,15 @@ def test_ids() -> None:
     assert as_id("e\N{COMBINING ACUTE ACCENT}") == "\N{LATIN SMALL LETTER E WITH ACUTE}"
     assert as_id(os.fsdecode(b"caf\xe9")) == printable(Path(os.fsdecode(b"caf\xe9"))) == r"caf\udce9"
     assert as_id("") == ""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_of_any_unicode_encoding(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.json").write_bytes('["µ"]'.encode(encoding))
+    assert json_text(tmp_path / "a.json") == '["µ"]'
+
+
+def test_what_is_hidden_is_not_visible(tmp_path: Path) -> None:
+    for name in ("b", ".a", "._b", "a"):
+        (tmp_path / name).touch()
+    assert [path.name for path in visible(tmp_path)] == ["a", "b"]

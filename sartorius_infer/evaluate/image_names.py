@@ -46,7 +46,8 @@ class ImageNames:
         one, other = self.by_id(said), self.by_name(said)
         if isinstance(said, str) and None not in (one, other) and one != other:
             raise ValueError(
-                f"image_id {said!r} is the id of {one} and the name of another image; write ids as numbers"
+                f"expected an id or a name, found image_id {said!r}, the id of {one} and the name of another "
+                "image; write ids as numbers"
             )
         return other if one is None else one
 

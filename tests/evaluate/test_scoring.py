@@ -331,3 +331,60 @@ def test_a_comparison_of_other_images_names_the_file(
     words = ("score", "--truth", train, "--submission", submission, "--against", tmp_path / "other.csv")
     assert main([str(word) for word in words]) == 1
     assert f"error: {tmp_path / 'other.csv'}: expected two submissions" in capsys.readouterr().err
+
+
+def score_with(folder: Path, truth: Path, submission: Path, *words: str) -> dict[str, Any]:
+    out = folder / "s.json"
+    paths = ("--truth", truth, "--submission", submission, "--json", out)
+    assert main(["score", *map(str, paths), *words]) == 0
+    content: dict[str, Any] = json.loads(out.read_text())
+    return content
+
+
+def test_a_csv_is_measured_without_regard_to_class_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, submission, _ = write_case(tmp_path)
+    coco = score_with(tmp_path, train, submission, "--coco")["coco"]
+    assert (coco["measured"], coco["max_dets"], coco["by_class"]) == ("class-blind", 100, {})
+    assert coco["AP"] == coco["class_blind"]["AP"]
+    assert "class-blind, at most 100 cells" in (said := capsys.readouterr().out)
+    assert "by class not told: the submission tells no classes" in said
+
+
+def test_names_of_category_ids_tell_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, _, maps = write_case(tmp_path)
+    with CocoWriter(tmp_path / "r.json") as writer:
+        for image_id, (_, found) in maps.items():
+            writer.add(as_instances(image_id, found))
+    coco = score_with(tmp_path, train, tmp_path / "r.json", "--coco", "--max-dets", "2")["coco"]
+    assert coco["measured"] == "class-blind"
+    assert "--classes names those" in (said := capsys.readouterr().out)
+    assert "4 images have more cells" in said
+    named = score_with(tmp_path, train, tmp_path / "r.json", "--coco", "--classes", "astro,cort")["coco"]
+    assert set(named["by_class"]) == {"astro", "cort"}
+    assert named["by_class"]["cort"]["AP"] == 0
+
+
+@pytest.mark.parametrize(
+    "words", [("--max-dets", "5"), ("--coco", "--max-dets", "0"), ("--coco", "--max-dets", "x")]
+)
+def test_limits_that_mean_nothing_are_a_matter_of_usage(words: tuple[str, ...]) -> None:
+    run = command("--truth", "t.csv", "--submission", "s.csv", *words)
+    assert run.returncode == 2
+    assert "--max-dets" in run.stderr
+
+
+def test_what_was_read_otherwise_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cell = {"image_id": 7, "category_id": 1, "segmentation": [[10, 10, 20, 10, 20, 30, 10, 30]]}
+    content = {
+        "images": [{"id": 7, "file_name": "b.tif", "height": 60, "width": 80}],
+        "annotations": [cell, cell | {"iscrowd": 1}, cell | {"segmentation": []}],
+        "categories": [{"id": 1, "name": "cell"}],
+    }
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    (tmp_path / "s.csv").write_text("id,predicted\nb,1 2\n")
+    score_with(tmp_path, tmp_path / "t.json", tmp_path / "s.csv")
+    said = capsys.readouterr().out
+    assert "\ntruth     1 annotated cells without a pixel, left out: b\n" in said
+    assert "\ntruth     1 crowd regions, which are no cells: b\n" in said

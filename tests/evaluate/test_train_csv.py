@@ -31,6 +31,11 @@ def test_an_image_without_cells_has_a_row_without_annotation(tmp_path: Path) -> 
     assert truth["b"].cell_type == ""
 
 
+def test_sizes_as_programs_write_them(tmp_path: Path) -> None:
+    truth = read_train_csv(csv(tmp_path, "a,12 1,4.0,3.0,cort"))
+    assert truth["a"].size_hw == (3, 4)
+
+
 def test_no_rows_are_no_images(tmp_path: Path) -> None:
     assert read_train_csv(csv(tmp_path)) == {}
 

@@ -165,3 +165,40 @@ def test_data_arguments(tmp_path: Path) -> None:
         parse_data(["x=nowhere"])
     with pytest.raises(TrainingError, match="found x twice"):
         parse_data([f"x={tmp_path}", f"x={tmp_path}"])
+
+
+def test_livecell_s_own_json_is_read_as_score_reads_it(tmp_path: Path) -> None:
+    """A mapping of annotations, a file under two ids, one annotation without a mask."""
+    folder = tmp_path / "coco"
+    (folder / "images").mkdir(parents=True)
+    cv2.imwrite(str(folder / "images" / "a.png"), np.zeros(SIZE_HW, np.uint8))
+    images = [{"id": i, "file_name": "a.tif", "height": SIZE_HW[0], "width": SIZE_HW[1]} for i in (1, 2)]
+    square = [[10, 10, 30, 10, 30, 30, 10, 30]]
+    drawn = {
+        str(k): {"id": k, "image_id": i, "category_id": 1, "segmentation": s}
+        for k, (i, s) in enumerate([(1, square), (2, square), (1, [])])
+    }
+    content = {"images": images, "annotations": drawn, "categories": [{"id": 1, "name": "cort"}]}
+    (folder / "c.json").write_text("\ufeff" + json.dumps(content))
+    (folder / "._c.json").write_bytes(b"\0")
+    (folder / "images" / "._a.png").write_bytes(b"\0")
+    (example,), told = _read(folder)
+    assert len(example.masks) == 1
+    assert told == [
+        "1 cells of a file's second annotation: data/a",
+        "1 cells without a pixel: data/a",
+        "1 further ids of a file that is listed before: data/a",
+    ]
+
+
+def test_a_file_for_each_nucleus_trains(tmp_path: Path) -> None:
+    pixels, labels = draw_cells(np.random.default_rng(2), count=4)
+    own = tmp_path / "dsb" / "0ab1"
+    for name in ("images", "masks"):
+        (own / name).mkdir(parents=True)
+    cv2.imwrite(str(own / "images" / "0ab1.png"), pixels)
+    for number in np.unique(labels[labels > 0]):
+        cv2.imwrite(str(own / "masks" / f"{number}.png"), np.where(labels == number, 255, 0).astype(np.uint8))
+    (example,), _ = _read(tmp_path / "dsb", labels={"*": "cort"})
+    assert (example.file.id, example.type) == ("0ab1", "cort")
+    assert len(example.masks) == len(np.unique(labels)) - 1
