@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from truths import SQUARE, coco, csv
 
 from sartorius_infer.errors import SubmissionError, TruthError
-from sartorius_infer.evaluate.submissions import read_annotated, read_found
+from sartorius_infer.evaluate.image_names import ImageNames
+from sartorius_infer.evaluate.submissions import read_annotated, read_cells, read_found
 from sartorius_infer.evaluate.true_image import TrueImage
 from sartorius_infer.evaluate.truth import read_truth
 
@@ -86,6 +87,14 @@ def test_numbers_without_a_file_that_explains_them_say_what_to_do(tmp_path: Path
     with pytest.raises(TruthError, match=r"found 7; numbers are ids of a COCO file: score with that file"):
         read_annotated(results(tmp_path, 7), truth)
     assert counted(tmp_path, truth, 12, "a") == {"12": 1, "a": 1}
+
+
+def test_sizes_of_images_and_ids_of_a_truth(tmp_path: Path) -> None:
+    """As a page shows results: only images that are there, by the ids of the truth."""
+    names = ImageNames({"a": (6, 8)}, ImageNames.of(truth_of(tmp_path, (7, "a"), (8, "b"))).ids)
+    assert len(read_cells(results(tmp_path, 7), {"a": (6, 8)}, names=names)["a"]) == 1
+    with pytest.raises(TruthError, match="expected an image that is there, found '8'"):
+        read_cells(results(tmp_path, 8), {"a": (6, 8)}, names=names)
 
 
 @pytest.mark.parametrize("name", ["results.zip", "RESULTS.ZIP"])
