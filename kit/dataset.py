@@ -138,7 +138,7 @@ def _plain(name: str) -> str:
 
 
 def _stored(path: Path, spec: ModelSpec, store: Store) -> bytes:
-    state = read_checkpoint(path).state
+    state = read_checkpoint(path, spec.state).state
     family = family_of(spec.architecture, state, spec.file)
     network = build_network(spec, family, state, torch.device("cpu"), torch.float32)
     if not family.settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import pickletools
+import re
 import struct
 import warnings
 import zipfile
@@ -39,6 +40,24 @@ def file_format(path: Path) -> Format | None:
     # Words parse as the oldest protocol ("Notes." does); the later ones begin with their number.
     named = path.suffix.lower() == ".pkl" or head[:1] == b"\x80"
     return "pickle" if named and is_pickle(path) else None
+
+
+def named_network(path: Path) -> tuple[Path, str | None]:
+    """A file and which of its networks is meant: "run.pth::ema" is the one under "ema" in run.pth.
+
+    What is there under the whole name is a file of that name, and so is what is nowhere.
+    """
+    file, _, state = str(path).rpartition("::")
+    if not file or not state or path.exists() or not Path(file).exists():
+        return path, None
+    return Path(file), state
+
+
+def name_of(path: Path) -> str:
+    """What a checkpoint's member, or its imported file, is called by itself."""
+    file, state = named_network(path)
+    plain = re.sub(r"[^\w.-]+", "_", state or "").strip("._")
+    return f"{file.stem}_{plain}" if plain else file.stem
 
 
 def looks_like_a_checkpoint(path: Path) -> bool:

@@ -61,6 +61,8 @@ def _report(opened: Opened) -> tuple[list[str], list[str]]:
         f"  tensors       {_tensors(checkpoint.state)}",
         f"  found under   {checkpoint.wrapper or 'the top level'}, prefix {checkpoint.prefix or 'none'}",
     ]
+    if checkpoint.left_out:
+        file_lines.append(f"  left out      {', '.join(checkpoint.left_out)}")
     provenance = [f"  provenance    {spec.provenance}"] if spec.provenance else []
     return file_lines, [*provenance, *opened.family.describe(spec, checkpoint.state)]
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save
 
+from sartorius_infer.checkpoints.files import name_of, named_network
 from sartorius_infer.checkpoints.storage import Store, pack
 from sartorius_infer.competition import default_classes, default_rules
 from sartorius_infer.ensemble.loading import Opened, open_bare
@@ -44,13 +45,14 @@ def import_checkpoint(
     """Write `<out>/<name>.safetensors` and its manifest entry, or nothing at all.
 
     The entry goes into a new `<out>/weights_manifest.json`, or is added to `manifest`, above whose
-    folder the weights cannot lie. `classes` are the network's own, in label order, without background;
-    None takes the competition's for three. `half` stores convolutions and matrices as float16. Raises
+    folder the weights cannot lie. "run.pth::ema" is one network of a file of several. `classes` are the
+    network's own, in label order, without background; None takes the competition's for three. `half`
+    stores convolutions and matrices as float16. Raises
     CheckpointError and ManifestError; files that exist are never written over.
     """
     path = Path(checkpoint)
     settings = _Settings(None if config is None else Path(config), classes, half)
-    (done,) = _import([(path, name or path.stem)], Path(out), manifest, settings)
+    (done,) = _import([(path, name or name_of(path))], Path(out), manifest, settings)
     return done
 
 
@@ -67,7 +69,8 @@ def import_checkpoints(
     All of them are written, or none. Raises CheckpointError where two are called alike.
     """
     files = as_paths(checkpoints, "checkpoints")
-    return _import([(path, path.stem) for path in files], Path(out), manifest, _Settings(None, classes, half))
+    named = [(path, name_of(path)) for path in files]
+    return _import(named, Path(out), manifest, _Settings(None, classes, half))
 
 
 class _Settings(NamedTuple):
@@ -104,7 +107,7 @@ def _import(
             lines.write(text)
     specs = {spec.name: spec for spec in load_manifest(listing).manifest.models}
     return [
-        Imported(weights, listing, specs[name], path.stat().st_size, weights.stat().st_size)
+        Imported(weights, listing, specs[name], _size(path), weights.stat().st_size)
         for (path, name), weights in zip(named, targets, strict=True)
     ]
 
@@ -122,6 +125,10 @@ def _all_or_none(out: Path) -> Iterator[list[Path]]:
             with suppress(OSError):
                 out.rmdir()
         raise
+
+
+def _size(path: Path) -> int:
+    return named_network(path)[0].stat().st_size
 
 
 def _require_free(weights: Path, listing: Path, add: bool) -> None:
@@ -149,7 +156,8 @@ def _converted(opened: Opened, settings: _Settings) -> tuple[bytes, dict[str, An
             f"{path}: expected {network.class_count} class names, as the checkpoint has, found "
             f"{len(classes)}: {', '.join(classes)}"
         )
-    source = f"imported from {path.name}, sha256 {file_sha256(path)}"
+    which = f"::{spec.state}" if spec.state else ""
+    source = f"imported from {path.name}{which}, sha256 {file_sha256(path)}"
     return content, {
         "name": spec.name,
         "file": "",

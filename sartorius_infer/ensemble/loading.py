@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sartorius_infer.checkpoints.files import verify_files
+from sartorius_infer.checkpoints.files import name_of, named_network, verify_files
 from sartorius_infer.checkpoints.reading import Checkpoint, read_checkpoint
 from sartorius_infer.competition import default_classes, default_rules
 from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve_precision
@@ -22,6 +23,8 @@ from sartorius_infer.manifest.manifest import Manifest, ModelSpec
 from sartorius_infer.manifest.rules import EdgeMode, Rules
 from sartorius_infer.networks import Family, Network, family_of
 from sartorius_infer.networks.pyramid import PyramidNetwork
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +57,8 @@ def load_ensemble(
 ) -> Ensemble:
     """The ensemble of a manifest, of one or more checkpoints, or, with nothing, the one that is included.
 
-    weights    a path (str or Path) or several, as `--weights` takes them
+    weights    a path (str or Path) or several, as `--weights` takes them; "run.pth::ema" is one network of
+               a file that holds several
     device     "auto", "cpu", "cuda" or "cuda:N"; auto is a GPU that really runs, else the CPU
     precision  "auto", "fp32", "fp32-fast", "fp16" or "bf16"; auto is fp16 on a GPU, fp32 on a CPU
     views      test-time views instead of the manifest's, such as ["identity", "hflip"]
@@ -108,28 +112,39 @@ def open_checkpoints(weights: Weights) -> Iterator[Opened]:
         verify_files(weights.plan)
         for spec in weights.plan.manifest.models:
             path = weights.plan.path(spec)
-            checkpoint = read_checkpoint(path)
-            yield Opened(path, spec, checkpoint, family_of(spec.architecture, checkpoint.state, spec.file))
+            yield _opened(path, spec, read_checkpoint(path, spec.state))
     for path, name in zip(weights.files, _names(weights.files), strict=True):
         yield open_bare(path, name)
 
 
 def _names(files: Sequence[Path]) -> list[str]:
     """A name for each of some checkpoints: their files' names where those differ."""
-    stems = [file.stem for file in files]
+    stems = [name_of(file) for file in files]
     return stems if len(set(stems)) == len(stems) else [str(file) for file in files]
 
 
 def open_bare(path: Path, name: str, config: Path | None = None) -> Opened:
     """A checkpoint that comes without a manifest entry, with one that its family completes.
 
-    `config` is the file that says what the checkpoint does not, by default one beside or inside it.
-    Raises CheckpointError where its family needs one and there is none, or it cannot be honoured.
+    `path` may say which network of the file is meant, as "run.pth::ema". `config` is the file that says
+    what the checkpoint does not, by default one beside or inside it. Raises CheckpointError where its
+    family needs one and there is none, or it cannot be honoured.
     """
-    checkpoint = read_checkpoint(path)
-    family = family_of(None, checkpoint.state, str(path))
-    spec = ModelSpec(name=name, file=str(path), architecture=family.names[0])
-    spec = family.complete(spec, checkpoint, config)
+    file, state = named_network(path)
+    opened = _opened(file, ModelSpec(name=name, file=str(file), state=state), read_checkpoint(file, state))
+    family = opened.family
+    spec = opened.spec.model_copy(update={"architecture": family.names[0]})
+    return replace(opened, spec=family.complete(spec, opened.checkpoint, config))
+
+
+def _opened(path: Path, spec: ModelSpec, checkpoint: Checkpoint) -> Opened:
+    """A checkpoint with its family; says what was left out."""
+    everything = checkpoint.with_outside
+    family = family_of(spec.architecture, everything.state, spec.file)
+    if family.takes_everything:
+        checkpoint = everything
+    if checkpoint.left_out:
+        log.warning("%s: left out beside the network: %s", path, ", ".join(checkpoint.left_out))
     return Opened(path, spec, checkpoint, family)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sartorius_infer.checkpoints.files import SUFFIXES, looks_like_a_checkpoint
+from sartorius_infer.checkpoints.files import SUFFIXES, looks_like_a_checkpoint, named_network
 from sartorius_infer.errors import CheckpointError, ManifestError
 from sartorius_infer.files import Paths, as_paths
 from sartorius_infer.manifest.manifest import MANIFEST_NAME, Plan, load_manifest
@@ -21,7 +21,7 @@ class Weights:
     """A manifest, or, where `plan` is None, checkpoints that come without one.
 
     path   the manifest's own file
-    files  the bare checkpoints, at least one
+    files  the bare checkpoints, at least one; "FILE::ema" means one network of several in a file
     """
 
     plan: Plan | None = None
@@ -64,7 +64,8 @@ def find_weights(weights: Paths = ()) -> Weights:
     """What `weights` are: one manifest, one or more checkpoints, folders of them, or nothing: the included.
 
     A manifest in a folder goes before what else is there. Of a folder without one, every file that is a
-    checkpoint by its content counts, whatever it is called; what is left out is said in a warning. Raises
+    checkpoint by its content counts, whatever it is called; what is left out is said in a warning. After
+    "::" stands which network of a file, or of every file of a folder, is meant. Raises
     ManifestError for a faulty manifest or several, CheckpointError for a folder without checkpoints, or a
     file that is named twice.
     """
@@ -74,17 +75,21 @@ def find_weights(weights: Paths = ()) -> Weights:
     manifests: list[Path] = []
     files: list[Path] = []
     for path in paths:
+        folder, state = named_network(path)
         if path.is_dir():
             path = path / MANIFEST_NAME if (path / MANIFEST_NAME).is_file() else path
         if path.suffix.lower() == ".json":
             manifests.append(path)
+        elif state is not None and folder.is_dir():
+            files += [Path(f"{file}::{state}") for file in _in_folder(folder)]
         else:
             files += _in_folder(path) if path.is_dir() else [path]
     if manifests and (files or len(manifests) > 1):
         raise ManifestError(
             f"{manifests[0]}: expected one manifest, or checkpoints alone, found both or several"
         )
-    if twice := [file for file, count in Counter(f.resolve() for f in files).items() if count > 1]:
+    named = Counter((file.resolve(), state) for file, state in map(named_network, files))
+    if twice := [file for (file, _), count in named.items() if count > 1]:
         raise CheckpointError(f"{twice[0]}: expected each checkpoint once, found it twice")
     return _of_manifest(manifests[0]) if manifests else Weights(files=tuple(files))
 

@@ -41,6 +41,11 @@ class ModelSpec(Settings):
     format: Literal["safetensors", "torch", "pickle"] | None = Field(
         None, description="null: by the file's content"
     )
+    state: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="which network of a file of several: the name of its wrapper or prefix, such as ema; "
+        '"." for the one under no name; null: the only one',
+    )
     architecture: str | None = Field(
         None,
         description="torchvision_rcnn, a preset of it, detectron2_rcnn, or a plugin's name; "

@@ -16,6 +16,7 @@ from sartorius_infer.checkpoints.reading import Checkpoint
 from sartorius_infer.errors import CheckpointError
 from sartorius_infer.manifest.manifest import ModelSpec
 from sartorius_infer.networks.base import Network
+from sartorius_infer.networks.others import what_it_is
 
 State = Mapping[str, Tensor]
 Build = Callable[[ModelSpec, dict[str, Tensor], torch.dtype], Network]
@@ -27,10 +28,12 @@ class Family:
 
     names     what `architecture` of a manifest entry may say; the first is what `import` writes
     settings  whether its entries hold all that its checkpoints do not tell, so that they can be imported
+    takes_everything  whether it wants what lies beside the network in a checkpoint too
     """
 
     names: tuple[str, ...] = ()
     settings = False
+    takes_everything = False
 
     def recognise(self, state: State) -> bool:
         """Whether tensors by key are a checkpoint of this family."""
@@ -73,7 +76,9 @@ class Family:
 
 
 class _Registered(Family):
-    """A network of somebody's own."""
+    """A network of somebody's own, which alone knows what belongs to it."""
+
+    takes_everything = True
 
     def __init__(self, name: str, build: Build, recognise: Recognise) -> None:
         self.names = (name,)
@@ -121,8 +126,8 @@ def family_of(name: str | None, state: State, file: str) -> Family:
     for candidate in reversed(dict.fromkeys(_FAMILIES.values())):
         if candidate.recognise(state):
             return candidate
-    some = ", ".join(sorted(state)[:4])
+    found = what_it_is(state)
     raise CheckpointError(
-        f"{file}: no known Mask R-CNN: expected keys of backbone, rpn and roi_heads, found {some}, ...; "
+        f"{file}: no known Mask R-CNN: expected keys of backbone, rpn and roi_heads, found {found}; "
         "register the network by --plugin FILE.py and name it as `architecture` in a manifest"
     )

@@ -55,8 +55,19 @@ def _describe(
     shapes = [f"{k} (expected {expected[k]}, found {_kind(state[k])})" for k in misshapen]
     lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
     said = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in lists if keys)
+    if missing and not unexpected + misshapen and _are_statistics(missing):
+        cause = (
+            "An average over named_parameters() has no running statistics of norms: take the model that it "
+            "averages, which usually lies beside it, or save the average with its buffers."
+        )
     cause = cause or _likely_cause(missing + unexpected, misshapen)
     return f"{file}: the keys do not fit the network: {said}. {cause}"
+
+
+def _are_statistics(missing: list[str]) -> bool:
+    """Whether keys are buffers of norms: statistics, and of frozen norms all they have."""
+    modules = {key.rpartition(".")[0] for key in missing}
+    return all(f"{module}.running_mean" in missing for module in modules)
 
 
 def _likely_cause(strange: list[str], misshapen: list[str]) -> str:

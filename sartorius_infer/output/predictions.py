@@ -47,9 +47,9 @@ def save_prediction(folder: Path, prediction: Prediction) -> Path:
 def load_prediction(path: str | Path) -> Prediction:
     """Read what `save_prediction` wrote; the image's id is the file's stem. Nothing is unpickled.
 
-    The id is as `files.as_id` spells it. Arrays of other names are ignored. Raises PredictionError if the file cannot be read, or its arrays
-    are not those of a prediction: names, dtypes, shapes, scores and masks in [0, 1], boxes finite,
-    labels from 1.
+    The id is as `files.as_id` spells it. Arrays of other names are ignored. Raises PredictionError if the
+    file cannot be read, or its arrays are not those of a prediction: names, dtypes, shapes, scores and
+    masks in [0, 1], boxes finite, labels from 1.
     """
     path = as_path(path, "prediction")
     arrays = _read(path)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from sartorius_infer.checkpoints.reading import Checkpoint
+from sartorius_infer.errors import CheckpointError
 from sartorius_infer.manifest.manifest import ModelSpec
 from sartorius_infer.manifest.settings import flatten
 from sartorius_infer.manifest.torchvision import PRESETS, NetworkParts
@@ -14,7 +18,12 @@ from sartorius_infer.networks.base import Network
 from sartorius_infer.networks.layers import norm_eps
 from sartorius_infer.networks.registry import Family, State
 from sartorius_infer.networks.torchvision.keys import canonical_keys, is_mask_rcnn
-from sartorius_infer.networks.torchvision.rcnn import TorchvisionNetwork, build_network, resolve_parts
+from sartorius_infer.networks.torchvision.rcnn import (
+    TorchvisionNetwork,
+    build_network,
+    likely_groups,
+    resolve_parts,
+)
 from sartorius_infer.networks.wording import is_idle, plain, preprocessing_lines
 
 SOURCES = {
@@ -23,6 +32,8 @@ SOURCES = {
     "preset": "implied by the architecture's name",
     "default": "assumed (write them as `network` fields of a manifest to change them)",
 }
+_AVERAGE = re.compile(r"(^|[._])(ema|swa|avg|averaged?|shadow)([._]|$)", re.IGNORECASE)
+
 _UNTOLD = {"body_norm", "anchors", "box_pool", "mask_pool", "detection"}
 """Parts with settings that keys do not tell; `rpn` is another."""
 
@@ -36,6 +47,19 @@ class TorchvisionFamily(Family):
     def recognise(self, state: State) -> bool:
         """By the keys of pyramid, RPN and both predictors."""
         return is_mask_rcnn(state)
+
+    def complete(self, spec: ModelSpec, checkpoint: Checkpoint, config: Path | None) -> ModelSpec:
+        """As it is; raises CheckpointError for what is called an average and has no statistics of norms."""
+        parts, origin = resolve_parts(spec, canonical_keys(checkpoint.state))
+        name = f"{checkpoint.wrapper}.{checkpoint.prefix}".strip(".")
+        if (norms := likely_groups(parts, origin)) and _AVERAGE.search(name):
+            raise CheckpointError(
+                f"{spec.file}: {name}: expected the running statistics of norms, found none, as in an average "
+                "over named_parameters(): take the model that it averages, which usually lies beside it, or "
+                "save the average with its buffers; if they are group norms, say so in a manifest "
+                f"({', '.join(norms)})"
+            )
+        return super().complete(spec, checkpoint, config)
 
     def assumed(self, spec: ModelSpec) -> str:
         """Torchvision's defaults, wherever keys do not tell."""
@@ -75,4 +99,7 @@ class TorchvisionFamily(Family):
         parts, _ = resolve_parts(spec, canonical_keys(state))
         kept = parts.model_dump(mode="json", include=_UNTOLD, exclude_none=True)
         kept["rpn"] = parts.rpn.model_dump(mode="json", exclude={"conv_depth"})
+        for part in ("fpn", "box_head", "mask_head"):
+            if getattr(parts, part).norm.kind == "group":
+                kept[part] = {"norm": getattr(parts, part).norm.model_dump(mode="json", exclude_none=True)}
         return {"network": kept}

@@ -114,7 +114,23 @@ def infer_parts(state: State, file: str) -> Tree:
     if not body.startswith(("convnext", "swin")):
         first = f"{BODY}0.1." if body.startswith("mobilenet") else f"{BODY}bn1."
         tree["body_norm"] = _norm(state, first)
+        if tree["body_norm"]["kind"] == "none":
+            raise CheckpointError(
+                f"{file}: expected the norms of the {body}, found none, as in an average over "
+                "named_parameters() of a network with frozen norms: take the model that it averages, which "
+                "usually lies beside it, or save the average with its buffers"
+            )
     return tree
+
+
+def assumed_norms(told: Mapping[str, Any], state: State) -> set[str]:
+    """Which dotted fields of what keys told are only likely: group norm where no norm has statistics.
+
+    An average over `named_parameters()` leaves statistics out, and then batch norm has the same keys.
+    """
+    if any(key.endswith(".running_mean") for key in state):
+        return set()
+    return {name for name, value in told.items() if name.endswith("norm.kind") and value == "group"}
 
 
 def anchors_per_cell(state: State) -> int:
@@ -227,7 +243,7 @@ def _mask_head(state: State, file: str) -> Tree:
 
 
 def _norm(state: State, prefix: str) -> Tree:
-    """The kind of norm under `prefix`: counters mean batch, statistics alone frozen, weights alone group."""
+    """The kind under `prefix`: counters mean batch, statistics alone frozen, weights alone likely group."""
     if f"{prefix}num_batches_tracked" in state:
         return {"kind": "batch"}
     if f"{prefix}running_mean" in state:

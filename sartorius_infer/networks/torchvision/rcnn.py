@@ -6,6 +6,7 @@ one network without views reproduces it; what differs is that masks can be asked
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from sartorius_infer.networks.state import load_state
 from sartorius_infer.networks.torchvision.bodies import make_backbone
 from sartorius_infer.networks.torchvision.keys import (
     anchors_per_cell,
+    assumed_norms,
     canonical_keys,
     foreground_classes,
     infer_parts,
@@ -42,6 +44,8 @@ from sartorius_infer.networks.torchvision.keys import (
 
 if TYPE_CHECKING:
     from sartorius_infer.manifest.manifest import ModelSpec
+
+log = logging.getLogger(__name__)
 
 
 class TorchvisionNetwork(PyramidNetwork):
@@ -189,12 +193,19 @@ def resolve_parts(spec: ModelSpec, state: Mapping[str, Tensor]) -> tuple[Network
     _check_anchors(parts, state, spec.file)
     flat_said = flatten(said)
     agreed = {name for name, value in flat_told.items() if flat_said.get(name, value) == value}
+    agreed -= assumed_norms(flat_told, state)
     layers = (("keys", agreed), ("manifest", flat_said), ("preset", flatten(preset)))
     origin = {
         name: next((layer for layer, fields in layers if name in fields), "default")
         for name in flatten(parts.model_dump())
     }
     return parts, origin
+
+
+def likely_groups(parts: NetworkParts, origin: Mapping[str, str]) -> list[str]:
+    """Norms that are taken for group norm although nothing says so, as fields ("body_norm.kind")."""
+    values = flatten(parts.model_dump())
+    return [n for n, told in origin.items() if told == "default" and values[n] == "group"]
 
 
 def _agree(spec: ModelSpec, told: Mapping[str, Any], said: Mapping[str, Any]) -> None:
@@ -228,7 +239,13 @@ def _check_anchors(parts: NetworkParts, state: Mapping[str, Tensor], file: str) 
 def build_network(spec: ModelSpec, state: dict[str, Tensor], precision: torch.dtype) -> TorchvisionNetwork:
     """The network of a manifest entry with the checkpoint's weights, on the CPU."""
     state = canonical_keys(state)
-    parts, _ = resolve_parts(spec, state)
+    parts, origin = resolve_parts(spec, state)
+    if assumed := likely_groups(parts, origin):
+        log.warning(
+            "%s: assumed group norm (%s), since the file holds no running statistics; an average over "
+            "named_parameters() lacks them too, and finds nothing without: a manifest says what it is",
+            *(spec.file, ", ".join(assumed)),
+        )
     with skeleton():
         model = build_model(parts, foreground_classes(state))
     load_state(model, state, spec.file)
