@@ -54,8 +54,8 @@ class TorchvisionFamily(Family):
         name = f"{checkpoint.wrapper}.{checkpoint.prefix}".strip(".")
         if (norms := likely_groups(parts, origin)) and _AVERAGE.search(name):
             raise CheckpointError(
-                f"{spec.file}: {name}: expected the running statistics of norms, found none, as in an average "
-                "over named_parameters(): take the model that it averages, which usually lies beside it, or "
+                f"{spec.file}: {name}: expected the running statistics of norms, found none, as in an "
+                "average over named_parameters(): take the model that it averages, which usually lies beside it, or "
                 "save the average with its buffers; if they are group norms, say so in a manifest "
                 f"({', '.join(norms)})"
             )
