@@ -55,8 +55,8 @@ class TorchvisionFamily(Family):
         if (norms := likely_groups(parts, origin)) and _AVERAGE.search(name):
             raise CheckpointError(
                 f"{spec.file}: {name}: expected the running statistics of norms, found none, as in an "
-                "average over named_parameters(): take the model that it averages, which usually lies beside it, "
-                "or save the average with its buffers; of group norms a manifest may say so "
+                "average over named_parameters(): take the model that it averages, which usually lies "
+                "beside it, or save the average with its buffers; of group norms a manifest may say so "
                 f"({', '.join(norms)})"
             )
         return super().complete(spec, checkpoint, config)
