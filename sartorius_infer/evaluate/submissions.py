@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from sartorius_infer.evaluate.image_names import ImageNames
 from sartorius_infer.evaluate.true_image import Key, TrueImage, whole
 from sartorius_infer.files import as_id, as_path, json_text
 from sartorius_infer.output.submission import read_submission
+
+_IS_SAID = re.compile(r"(.*: )?expected ")
+"""What this package says is wrong, of an image where it is named; other errors are wrapped."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +169,7 @@ def _from_coco(path: Path, sizes: Mapping[str, tuple[int, int]], names: ImageNam
 def _reason(error: Exception) -> str:
     """What is wrong with results, as other messages say it."""
     said = first_line(error)
-    if isinstance(error, ValueError) and said.startswith("expected"):
+    if isinstance(error, ValueError) and _IS_SAID.match(said):
         return said
     return f"expected COCO results, found {type(error).__name__}: {said}"
 
@@ -186,18 +190,17 @@ def _results(path: Path) -> list[Any]:
 
 
 def _cell(entry: Mapping[str, Any], image_id: str, size_hw: tuple[int, int]) -> FoundCell:
-    if not entry.get("segmentation"):
-        raise ValueError(f"expected COCO results with a segmentation, found none, of {image_id}")
     try:
-        mask = coco_runs(entry["segmentation"], size_hw)
+        if not entry.get("segmentation"):
+            raise ValueError("expected a segmentation, found none")
+        mask, score = coco_runs(entry["segmentation"], size_hw), float(entry["score"])
+        if not math.isfinite(score):
+            raise ValueError(f"expected a finite score, found {score}")
+        if "category_id" not in entry:
+            return FoundCell(mask, score)
+        label = whole(entry["category_id"])
+        if label is None:
+            raise ValueError(f"expected a number as category_id, found {entry['category_id']!r}")
     except ValueError as error:
-        raise ValueError(f"expected a mask of {image_id}, found a wrong one: {first_line(error)}") from None
-    score = float(entry["score"])
-    if not math.isfinite(score):
-        raise ValueError(f"expected a score, found {score}, of {image_id}")
-    if "category_id" not in entry:
-        return FoundCell(mask, score)
-    label = whole(entry["category_id"])
-    if label is None:
-        raise ValueError(f"expected a category_id, a number, found {entry['category_id']!r}, of {image_id}")
+        raise ValueError(f"{image_id}: {first_line(error)}") from None
     return FoundCell(mask, score, label, has_label=True)

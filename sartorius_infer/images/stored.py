@@ -2,7 +2,8 @@
 
 Nothing is scaled, turned by an orientation, inverted where 0 stands for white, or looked up in a palette.
 TIFF rows are unpacked as bytes, whatever their samples are, and only then taken for numbers: no decoder at
-hand knows every type, and each has an opinion of its own on what to show for it.
+hand knows every type, and each has an opinion of its own on what to show for it. (tifffile knows them, but
+needs a second package of compiled codecs for LZW, which most programs write.)
 """
 
 from __future__ import annotations

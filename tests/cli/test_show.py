@@ -337,12 +337,12 @@ def bad(files: Files, change: str) -> tuple[list[str], str]:
         content = json.loads(results.read_text())
         content[0]["score"] = float("nan")
         results.write_text(json.dumps(content))
-        return coco, f"{results}: {content[0]['image_id']}: expected scores in [0, 1], found nan"
+        return coco, f"{results}: entry 1: {content[0]['image_id']}: expected a finite score, found nan"
     if change == "COCO mask of another size":
         content = json.loads(results.read_text())
         content[0]["segmentation"]["size"] = [4, 4]
         results.write_text(json.dumps(content))
-        return coco, f"{results}: expected COCO results, found ValueError: expected an RLE of 96 x 128 pixels"
+        return coco, f"{results}: entry 1: {content[0]['image_id']}: expected an RLE of 96 x 128 pixels"
     assert change == "no folder for the page"
     return files.all(out=folder / "images" / "i1.png" / "page.html"), ""
 

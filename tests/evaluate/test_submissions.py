@@ -138,14 +138,14 @@ def test_what_is_told_of_a_cell(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"segmentation": None}, "expected COCO results with a segmentation, found none, of a"),
+        ({"segmentation": None}, "a: expected a segmentation, found none"),
         (
             {"segmentation": {"size": [8, 6], "counts": "1"}},
-            "expected a mask of a, found a wrong .+ 8 x 6",
+            "a: expected an RLE of 6 x 8 pixels, found 8 x 6",
         ),
-        ({"score": float("nan")}, "expected a score, found nan, of a"),
+        ({"score": float("nan")}, "a: expected a finite score, found nan"),
         ({"score": None}, "expected COCO results, found TypeError: .+"),
-        ({"category_id": "cell"}, "expected a category_id, a number, found 'cell', of a"),
+        ({"category_id": "cell"}, "a: expected a number as category_id, found 'cell'"),
     ],
 )
 def test_a_bad_entry_is_named(tmp_path: Path, more: dict[str, Any], said: str) -> None:
