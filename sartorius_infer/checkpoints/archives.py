@@ -20,6 +20,9 @@ from sartorius_infer.checkpoints.pickles import Makers, Stream, run
 from sartorius_infer.checkpoints.stand_ins import MAKERS, Storage, storage_dtype
 from sartorius_infer.types import UInt8
 
+MAGIC = 0x1950A86A20F9469CFC6C
+"""What torch's older form begins with, pickled."""
+
 _MOST_SHRUNK = 100
 """How many times its compressed size a record may have; weights hardly shrink at all."""
 
@@ -59,8 +62,12 @@ def read_older(path: Path) -> Any:
 
 
 def read_plain(path: Path) -> Any:
-    """What a pickle of `pickle.dump` holds; raises pickle.UnpicklingError and ValueError."""
-    return run(_stream(path), PLAIN)
+    """What a pickle of `pickle.dump` holds; raises pickle.UnpicklingError and ValueError.
+
+    Of the later protocols torch's older form begins like one.
+    """
+    held = run(_stream(path), PLAIN)
+    return read_older(path) if held == MAGIC else held
 
 
 def _stream(path: Path) -> mmap.mmap:

@@ -123,7 +123,7 @@ class StoredTensor:
         """The tensor, contiguous, in memory of its own; raises ValueError for sizes that do not agree."""
         numbers = (self.offset, self.storage.start, *_numbers(self.size), *_numbers(self.stride))
         if len(self.size) != len(self.stride) or not all(type(n) is int and n >= 0 for n in numbers):
-            raise ValueError(f"expected a size and strides, found {self.size} and {self.stride}"[:200])
+            raise ValueError(f"expected a size and strides, found {str((self.size, self.stride))[:100]}")
         if 0 in self.size:
             return torch.empty(_limited(self.size), dtype=self.dtype)
         first = self.offset + self.storage.start
@@ -131,7 +131,7 @@ class StoredTensor:
         content, width = self.storage.content(), self.dtype.itemsize
         found = len(content) // width
         if last >= found or prod(self.size) > max(found, _MOST_REPEATED):
-            raise ValueError(f"expected a tensor of {self.size} in a storage of {found}"[:200])
+            raise ValueError(f"expected a tensor of {str(self.size)[:100]}, found a storage of {found} elements")
         part = torch.from_numpy(content[first * width : (last + 1) * width].copy())
         flat = part.ne(0) if self.dtype == torch.bool else part.view(self.dtype)
         return flat.as_strided(self.size, self.stride).contiguous()

@@ -209,11 +209,15 @@ def _by_name(found: Sequence[Place], networks: Sequence[Network], path: Path, st
 
 
 def _only(networks: Sequence[Network], path: Path) -> tuple[Network, tuple[str, ...]]:
-    """The one of several, where the others are its copies, or averages that lack what it has."""
+    """The first of several, where the known wrappers tell an order, or the others are no rivals of it.
+
+    Such are copies, and averages that lack what it has.
+    """
     complete = [n for n in networks if not any(_lacking(n, other) for other in networks)]
     chosen = complete[0]
     others = [n for n in complete[1:] if not _is_copy(n, chosen, path)]
-    if others:
+    order = [_rank(n)[0] if n.wrapper else len(WRAPPERS) for n in (chosen, *others)]
+    if others and not order[0] < order[1] <= order[-1] < len(WRAPPERS):
         names = [n.name for n in (chosen, *others)]
         many = "two" if len(names) == 2 else str(len(names))
         raise CheckpointError(
@@ -221,7 +225,10 @@ def _only(networks: Sequence[Network], path: Path) -> tuple[Network, tuple[str, 
             f"choose one as in {path.name}::{names[-1]}, or by `state` of a manifest entry"
         )
     lacking = [n for n in networks if n not in complete]
-    return chosen, tuple(f"{n.name} (without the running statistics of norms)" for n in lacking)
+    return chosen, (
+        *(f"{n.name} (another network, which {path.name}::{n.name} takes)" for n in others),
+        *(f"{n.name} (without the running statistics of norms)" for n in lacking),
+    )
 
 
 def _lacking(network: Network, other: Network) -> set[str]:

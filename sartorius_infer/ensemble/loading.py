@@ -44,6 +44,12 @@ class Opened:
 OnOpen = Callable[[Opened], None]
 
 
+def say_left_out(opened: Opened) -> None:
+    """Warn of what lies beside the network in a file, and is not loaded."""
+    if left_out := opened.checkpoint.left_out:
+        log.warning("%s: left out beside the network: %s", opened.path, ", ".join(left_out))
+
+
 def load_ensemble(
     weights: Paths = (),
     device: str | torch.device = "auto",
@@ -84,9 +90,10 @@ def load(
     weights: Weights,
     device: torch.device,
     precision: torch.dtype = torch.float32,
-    on_open: OnOpen = lambda opened: None,
+    on_open: OnOpen = say_left_out,
 ) -> Ensemble:
-    """The networks of `weights` on `device`, computing in `precision`; `on_open` is told each checkpoint.
+    """The networks of `weights` on `device`, computing in `precision`; `on_open` is told each checkpoint;
+    left out, what a checkpoint holds beside its network is said in a warning.
 
     Raises ManifestError and CheckpointError.
     """
@@ -138,14 +145,10 @@ def open_bare(path: Path, name: str, config: Path | None = None) -> Opened:
 
 
 def _opened(path: Path, spec: ModelSpec, checkpoint: Checkpoint) -> Opened:
-    """A checkpoint with its family; says what was left out."""
+    """A checkpoint with its family."""
     everything = checkpoint.with_outside
     family = family_of(spec.architecture, everything.state, spec.file)
-    if family.takes_everything:
-        checkpoint = everything
-    if checkpoint.left_out:
-        log.warning("%s: left out beside the network: %s", path, ", ".join(checkpoint.left_out))
-    return Opened(path, spec, checkpoint, family)
+    return Opened(path, spec, everything if family.takes_everything else checkpoint, family)
 
 
 def bare_manifest(specs: Sequence[ModelSpec], networks: Sequence[Network]) -> Manifest:

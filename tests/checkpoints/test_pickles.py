@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
+import codeop
 import collections
 import copyreg
+import ctypes
+import datetime
+import decimal
+import enum
+import fractions
+import importlib
 import io
+import logging.config
+import operator
 import os
 import pickle
+import random
+import re
+import runpy
+import shutil
+import socket
 import struct
-from collections import OrderedDict
+import subprocess
+import sys
+import timeit
+import types
+import uuid
+import webbrowser
+import zoneinfo
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -56,6 +80,10 @@ def packed(content: Any, old: bool = False) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=not old)
     return buffer.getvalue()
+
+
+def marked(*arguments: object) -> None:
+    raise AssertionError("a function of the file was called")
 
 
 def equal(tensor: Tensor, array: Array) -> bool:
@@ -548,6 +576,176 @@ def test_an_instance_made_without_a_call_is_no_weight(tmp_path: Path, marker: Pa
             assert reading(tmp_path, content).state.keys() == {"w"}
         except CheckpointError as error:
             assert "which is never loaded" in str(error)
+
+
+# Objects beside the weights.
+
+
+class Settings(dict[str, Any]):
+    """As yacs, addict and others keep settings: a mapping with attributes and methods of its own."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(values)
+        self.__dict__["frozen"] = True
+
+    def __setitem__(self, key: str, value: object) -> None:
+        raise AssertionError("a method of the file was called")
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Own:
+    """Anything at all, with slots and methods that would run on the way in."""
+
+    __slots__ = ("left", "right")
+
+    class Inner:
+        pass
+
+    def __init__(self) -> None:
+        self.left, self.right = 1, Own.Inner()
+
+    def __setstate__(self, state: object) -> None:
+        raise AssertionError("a method of the file was called")
+
+
+OBJECTS: dict[str, Any] = {
+    "settings of argparse": argparse.Namespace(lr=0.1, out=Path("runs/1"), func=marked),
+    "paths": [Path("x"), PurePosixPath("a/b"), PureWindowsPath("c:/d"), {Path("key"): 1}],
+    "dates": [
+        datetime.datetime(2021, 12, 1, tzinfo=datetime.UTC),
+        datetime.date(2021, 12, 1),
+        datetime.timedelta(3),
+        zoneinfo.ZoneInfo("UTC"),
+    ],
+    "numbers": [decimal.Decimal("0.1"), fractions.Fraction(1, 3), uuid.UUID(int=3), 1 + 2j, random.Random(3)],
+    "collections": [
+        defaultdict(list, a=[1]),
+        collections.Counter("abc"),
+        collections.deque([1, 2], maxlen=3),
+        collections.ChainMap({"a": 1}),
+        collections.UserDict(a=1),
+        OrderedDict(b=1),
+    ],
+    "types": [
+        int,
+        list,
+        Own,
+        Own.Inner,
+        torch.float32,
+        torch.Size([1]),
+        torch.device("cpu"),
+        slice(1, 2),
+        range(3),
+    ],
+    "functions": [len, marked, nn.functional.relu, partial(marked, 3), operator.itemgetter(1)],
+    "settings of others": Settings(a=1, b=Settings(c=2)),
+    "members": [Colour.RED, re.compile("a+", re.IGNORECASE), {Colour.RED: Colour}],
+    "an object": Own(),
+    "a module": nn.Sequential(nn.Linear(2, 2), nn.BatchNorm2d(3)),
+    "a simple one": types.SimpleNamespace(a=1),
+    "an error": ValueError("x"),
+}
+FORMS = ["zip", "older", *PROTOCOLS]
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+@pytest.mark.parametrize("form", FORMS)
+def test_objects_beside_the_weights_stay_inert(tmp_path: Path, marker: Path, name: str, form: Any) -> None:
+    if name == "an object" and form in (0, 1):
+        pytest.skip("slots take protocol 2")
+    run = {"model": {"w": torch.ones(2)}, "args": OBJECTS[name], "epoch": 3}
+    content = packed(run, form == "older") if isinstance(form, str) else pickle.dumps(run, form)
+    read = reading(tmp_path, content, "a.pth")
+    assert read.state["w"].tolist() == [1, 1]
+    assert read.wrapper == "model"
+
+
+def test_weights_in_a_mapping_of_any_class(tmp_path: Path) -> None:
+    for form in ("zip", "older", 2, 5):
+        run = Settings(model=Settings(w=torch.ones(2)), epoch=3)
+        content = packed(run, form == "older") if isinstance(form, str) else pickle.dumps(run, form)
+        assert reading(tmp_path, content).state["w"].tolist() == [1, 1]
+
+
+HOSTILE = {
+    "os.system": Call(os.system, "true"),
+    "subprocess.Popen": Call(subprocess.Popen, "true"),
+    "subprocess.call": Call(subprocess.call, "true"),
+    "builtins.exec": Call(exec, "1"),
+    "builtins.eval": Call(eval, "1"),
+    "builtins.open": Call(open, "/dev/null"),
+    "builtins.__import__": Call(__import__, "this"),
+    "shutil.rmtree": Call(shutil.rmtree, "/nowhere"),
+    "webbrowser.open": Call(webbrowser.open, "x"),
+    "importlib.import_module": Call(importlib.import_module, "this"),
+    "runpy.run_path": Call(runpy.run_path, "x"),
+    "socket.create_connection": Call(socket.create_connection, ("x", 1)),
+    "ctypes.CDLL": Call(ctypes.CDLL, None),
+    "pickle.loads": Call(pickle.loads, b"N."),
+    "codeop": Call(codeop.compile_command, "1"),
+    "timeit.timeit": Call(timeit.timeit, "1"),
+    "torch.load": Call(torch.load, "x"),
+    "torch.hub.load": Call(torch.hub.load, "x", "y"),
+    "numpy.load": Call(np.load, "x"),
+    "asyncio": Call(asyncio.run, None),
+    "logging.config.listen": Call(logging.config.listen),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_that_names_what_no_checkpoint_needs_is_refused(
+    tmp_path: Path, marker: Path, name: str, form: Any
+) -> None:
+    """Nothing of it would run; but nobody should trust the rest."""
+    run = {"model": {"w": torch.ones(2)}, "args": HOSTILE[name]}
+    content = packed(run, form == "older") if isinstance(form, str) else pickle.dumps(run, form)
+    said = refused(tmp_path, content, "a.pth")
+    assert "found a pickle that needs " in said
+    assert "which is never loaded" in said
+
+
+def test_names_are_never_imported(tmp_path: Path) -> None:
+    """Not even those that stay inert: importing is running."""
+    for number, module in enumerate(("antigravity_of_somebody", "those.and.that", "__main__")):
+        content = b"\x80\x02}(" + text("w") + pickle.dumps(np.ones(2), 2)[2:-1] + text("x")
+        content += f"c{module}\nThing{number}\n)Ru.".encode()
+        before = set(sys.modules)
+        assert reading(tmp_path, content).state.keys() == {"w"}
+        assert set(sys.modules) == before
+
+
+ODD_CALLS = [b")", b"N\x85", b"K\x01\x85", b"]\x85", b"}\x85", b"(K\x01K\x02K\x03K\x04K\x05K\x06K\x07t"]
+ODD_CALLS += [b"(J\xff\xff\xff\x7f" * 3 + b"t" * 3, b"\x8a\x08\0\0\0\0\0\0\0\x40\x85"]
+
+
+@pytest.mark.parametrize("name", [*LENT, "builtins.bytearray", "builtins.list", "collections.Counter"])
+@pytest.mark.parametrize("arguments", ODD_CALLS, ids=range(len(ODD_CALLS)))
+def test_calls_with_any_arguments_are_refused_or_harmless(
+    tmp_path: Path, marker: Path, name: str, arguments: bytes
+) -> None:
+    module, _, last = name.rpartition(".")
+    for end in (b"R", b"\x81", b"}\x92", b"RN)\x86b", b"R]a", b"R}s", b"R)R"):
+        call = f"c{module}\n{last}\n".encode() + arguments + end
+        content = b"\x80\x04}(" + text("w") + pickle.dumps(np.ones(2), 2)[2:-1] + text("x") + call + b"u."
+        try:
+            assert reading(tmp_path, content).state["w"].tolist() == [1, 1]
+        except CheckpointError as error:
+            assert "\n" not in str(error)
+
+
+def test_keys_of_any_depth_are_not_hashed(tmp_path: Path) -> None:
+    """Hashing a tuple of tuples takes the C stack, however deep they lie."""
+    w = text("w") + pickle.dumps(np.ones(2), 2)[2:-1]
+    for deep in (b")" + b"\x85" * 10**5, b")" + b"2\x86" * 10**4, b"(" * 10**4 + b"\x91" * 10**4):
+        for content in (
+            b"\x80\x04}(" + w + deep + b"K\x01u.",
+            b"\x80\x04}(" + w + text("s") + b"\x8f(" + deep + b"\x90u.",
+        ):
+            assert reading(tmp_path, content).state.keys() == {"w"}
 
 
 # Files that mean more than they hold.
