@@ -121,6 +121,7 @@ def build(
                 "bytes": target.stat().st_size,
                 "format": "safetensors",
             }
+            entry.pop("state", None)  # the new file holds this network alone
         write_manifest(folder / MANIFEST_NAME, content)
         _write_json(folder / METADATA, metadata.json())
         _write_json(folder / CONTENTS, {"kind": KIND, "store": store, "files": _listing(folder)})

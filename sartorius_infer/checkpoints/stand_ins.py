@@ -131,7 +131,9 @@ class StoredTensor:
         content, width = self.storage.content(), self.dtype.itemsize
         found = len(content) // width
         if last >= found or prod(self.size) > max(found, _MOST_REPEATED):
-            raise ValueError(f"expected a tensor of {str(self.size)[:100]}, found a storage of {found} elements")
+            raise ValueError(
+                f"expected a tensor of {str(self.size)[:99]}, found a storage of {found} elements"
+            )
         part = torch.from_numpy(content[first * width : (last + 1) * width].copy())
         flat = part.ne(0) if self.dtype == torch.bool else part.view(self.dtype)
         return flat.as_strided(self.size, self.stride).contiguous()

@@ -267,7 +267,7 @@ TWO: dict[str, tuple[Any, list[str]]] = {
         ["student", "teacher"],
     ),
     "deeper": (
-        {"run": parts(), "ema": {"module": prefixed(scaled(parts()), "module.")}},
+        {"run": scaled(parts()), "ema": {"module": prefixed(parts(), "module.")}},
         ["ema.module.module", "run"],
     ),
     "families": ({"a": parts(), "b": parts(rpn="proposal_generator")}, ["a", "b"]),
@@ -297,7 +297,7 @@ def test_a_name_chooses_one_of_two(tmp_path: Path, kind: str, which: int) -> Non
 def test_a_part_of_a_name_is_enough(tmp_path: Path) -> None:
     content, _ = TWO["deeper"]
     for name in ("ema", "ema.module", "module.module", "ema."):
-        assert same(reading(tmp_path, content, name).state, scaled(parts()))
+        assert same(reading(tmp_path, content, name).state, parts())
     three = {"model": parts(), "ema": {"model": scaled(parts())}, "old": scaled(scaled(parts()))}
     assert same(reading(tmp_path, three, "model").state, parts())  # the whole name goes first
     assert refused(tmp_path, three).startswith("expected one network, found 3 that differ: 'model', ")

@@ -62,11 +62,14 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     state = tiny_model().state_dict()
     training = {"state": {0: {"exp_avg": torch.ones(1000, 1000)}}, "param_groups": []}
-    torch.save({"model": state, "optimizer": training, "epoch": 9}, folder / "fold0.pth")
+    other = {key: tensor * 2 for key, tensor in state.items()}
+    run = {"student": state, "teacher": other, "optimizer": training, "epoch": 9}
+    torch.save(run, folder / "fold0.pth")
     path = write_tiny(folder, views=["identity", "hflip"], **{"$schema": "docs/weights_manifest.schema.json"})
     (folder / "tiny.safetensors").unlink()
     content = read_json(path)
     content["models"][0] |= {"name": "fold 0/ß", "file": "fold0.pth", "weight": 2.5, "format": "torch"}
+    content["models"][0]["state"] = "student"
     content["models"][0] |= {"sha256": file_sha256(folder / "fold0.pth"), "licence": "ours"}
     path.write_text(json.dumps(content))
     return path
@@ -129,7 +132,8 @@ def test_the_manifest_says_the_same_of_the_new_files(manifest: Path, built: Buil
     old, new = read_json(manifest), read_json(built.folder / MANIFEST_NAME)
     weights = built.folder / "fold_0.safetensors"
     changed = {"file": weights.name, "sha256": file_sha256(weights), "format": "safetensors"}
-    assert new["models"] == [old["models"][0] | changed | {"bytes": weights.stat().st_size}]
+    kept = {key: value for key, value in old["models"][0].items() if key != "state"}
+    assert new["models"] == [kept | changed | {"bytes": weights.stat().st_size}]
     assert {**new, "models": 0} == {**{k: v for k, v in old.items() if k != "$schema"}, "models": 0}
     load_manifest(built.folder / MANIFEST_NAME)
 
@@ -248,7 +252,7 @@ def test_a_plugins_network_is_refused(
     registry.register_network("own", lambda spec, state, precision: Own(), lambda state: False)  # type: ignore[arg-type, return-value]
     path = manifest.with_name("own.json")
     content = read_json(manifest)
-    content["models"] = [{"name": "own", "file": "fold0.pth", "architecture": "own"}]
+    content["models"] = [{"name": "own", "file": "fold0.pth", "state": "student", "architecture": "own"}]
     path.write_text(json.dumps(content))
     with pytest.raises(KitError, match=r"expected a network that comes with the kit, found a plugin's"):
         packed(path, tmp_path / "kit")
