@@ -31,7 +31,7 @@ from sartorius_infer.networks.cpu.arithmetic import fold_norms, use_winograd
 from sartorius_infer.networks.cpu.winograd import WinogradConv2d
 from sartorius_infer.networks.inputs import network_input
 from sartorius_infer.networks.roi_align import by_kernel
-from sartorius_infer.output.submission import SubmissionWriter
+from sartorius_infer.output.writers import SubmissionWriter
 from sartorius_infer.types import CellImage, Prediction
 
 

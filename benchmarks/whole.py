@@ -21,7 +21,7 @@ from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.passes import image_tensor, predict
 from sartorius_infer.images.find import ImageFile, find_images
 from sartorius_infer.images.read import read_image
-from sartorius_infer.output.submission import encode_rows, open_writer
+from sartorius_infer.output.writers import encode_rows, open_writer
 from sartorius_infer.run.jobs import Options, plan_jobs
 from sartorius_infer.run.runs import Run, execute
 from sartorius_infer.types import CellImage

@@ -27,7 +27,8 @@ from kit.wheels import ROOT, read_image
 from sartorius_infer.images.find import find_images
 from sartorius_infer.images.read import image_size
 from sartorius_infer.images.read import read_image as read_pixels
-from sartorius_infer.output.submission import check_submission, read_submission
+from sartorius_infer.output.check import check_submission
+from sartorius_infer.output.submission import read_submission
 
 OWNER, SLUG, COMPETITION = "someone", "sartorius-infer-kit", "sartorius-cell-instance-segmentation"
 LAYOUTS = {

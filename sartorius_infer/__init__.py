@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from sartorius_infer.images.read import read_image as read_image
     from sartorius_infer.manifest.rules import Rules as Rules
     from sartorius_infer.networks import register_network as register_network
+    from sartorius_infer.output.check import check_submission as check_submission
     from sartorius_infer.output.predictions import load_prediction as load_prediction
     from sartorius_infer.output.render import overlay as overlay
-    from sartorius_infer.output.submission import check_submission as check_submission
-    from sartorius_infer.output.submission import open_writer as open_writer
+    from sartorius_infer.output.writers import open_writer as open_writer
     from sartorius_infer.show.candidates import looks_of_found as looks_of_found
     from sartorius_infer.show.candidates import looks_of_predictions as looks_of_predictions
     from sartorius_infer.show.matches import match_overlay as match_overlay
@@ -60,8 +60,8 @@ _HOMES = {
     "register_network": "networks",
     "load_prediction": "output.predictions",
     "overlay": "output.render",
-    "check_submission": "output.submission",
-    "open_writer": "output.submission",
+    "check_submission": "output.check",
+    "open_writer": "output.writers",
     "looks_of_found": "show.candidates",
     "looks_of_predictions": "show.candidates",
     "match_overlay": "show.matches",

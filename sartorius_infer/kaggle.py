@@ -21,15 +21,11 @@ from sartorius_infer.errors import SartoriusError, first_line
 from sartorius_infer.images.find import find_images
 from sartorius_infer.images.read import image_size, read_image
 from sartorius_infer.manifest.manifest import MANIFEST_NAME
+from sartorius_infer.output.check import check_submission
 from sartorius_infer.output.render import overlay
 from sartorius_infer.output.render import png as png
-from sartorius_infer.output.submission import (
-    SubmissionWriter,
-    check_submission,
-    encode_rows,
-    read_sample_submission,
-    read_submission,
-)
+from sartorius_infer.output.submission import read_sample_submission, read_submission
+from sartorius_infer.output.writers import SubmissionWriter, encode_rows
 from sartorius_infer.run.journal import Journal, journal_folder
 from sartorius_infer.types import UInt8
 

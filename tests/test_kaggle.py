@@ -20,7 +20,9 @@ from sartorius_infer import kaggle
 from sartorius_infer.cli import main as cli
 from sartorius_infer.errors import SartoriusError
 from sartorius_infer.kaggle import Outcome, mend, pictures, png, predict
-from sartorius_infer.output.submission import check_submission, encode_rows, read_submission
+from sartorius_infer.output.check import check_submission
+from sartorius_infer.output.submission import read_submission
+from sartorius_infer.output.writers import encode_rows
 from sartorius_infer.run.journal import ABOUT, Journal, Result, journal_folder
 
 IDS = ("c", "a", "b")

@@ -27,7 +27,8 @@ def check_command(arguments: argparse.Namespace) -> int:
     """List what is wrong."""
     from sartorius_infer.images.find import find_images
     from sartorius_infer.images.read import image_size
-    from sartorius_infer.output.submission import check_submission, read_sample_submission
+    from sartorius_infer.output.check import check_submission
+    from sartorius_infer.output.submission import read_sample_submission
 
     files = find_images(arguments.images, arguments.recursive) if arguments.images else None
     sizes = {file.id: image_size(file) for file in files} if files is not None else None

@@ -25,7 +25,7 @@ from sartorius_infer.errors import ImageError, PredictionError, SartoriusError, 
 from sartorius_infer.images.read import Limits, read_image
 from sartorius_infer.output.predictions import save_prediction
 from sartorius_infer.output.render import overlay, save_overlay
-from sartorius_infer.output.submission import ResultWriter
+from sartorius_infer.output.writers import ResultWriter
 from sartorius_infer.run.budget import Budget
 from sartorius_infer.run.jobs import Batch, Job, Options
 from sartorius_infer.run.journal import Result

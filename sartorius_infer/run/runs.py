@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sartorius_infer.errors import JournalError, SubmissionError
-from sartorius_infer.output.submission import ResultWriter, open_writer
+from sartorius_infer.output.writers import ResultWriter, open_writer
 from sartorius_infer.run.budget import Budget
 from sartorius_infer.run.jobs import Batch, Job, Options, Summary, plan_batches
 from sartorius_infer.run.journal import ABOUT, Journal, Result, journal_folder

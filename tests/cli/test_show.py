@@ -27,7 +27,7 @@ from sartorius_infer.evaluate.submissions import read_found
 from sartorius_infer.images.read import read_image
 from sartorius_infer.manifest.rules import Rules
 from sartorius_infer.output.render import overlay
-from sartorius_infer.output.submission import CocoWriter, SubmissionWriter
+from sartorius_infer.output.writers import CocoWriter, SubmissionWriter
 from sartorius_infer.show.candidates import looks_of_found, shown_instances, shown_masks
 from sartorius_infer.show.matches import match_overlay
 

@@ -21,7 +21,7 @@ from sartorius_infer.evaluate.scoring import bootstrap, compare, score
 from sartorius_infer.evaluate.submissions import FoundCell, read_annotated, read_found
 from sartorius_infer.evaluate.true_image import TrueImage
 from sartorius_infer.evaluate.truth import read_truth
-from sartorius_infer.output.submission import CocoWriter, SubmissionWriter
+from sartorius_infer.output.writers import CocoWriter, SubmissionWriter
 from sartorius_infer.types import Int32
 
 SIZE = (60, 80)

@@ -20,7 +20,8 @@ from tiny import write_image, write_tiny
 
 from kit.dataset import CONTENTS, KIND, Metadata, build
 from kit.wheels import read_image
-from sartorius_infer.output.submission import check_submission, read_submission
+from sartorius_infer.output.check import check_submission
+from sartorius_infer.output.submission import read_submission
 
 NOTEBOOK = ROOT / "kernel" / "sartorius_infer.ipynb"
 LAYOUTS = {

@@ -19,7 +19,7 @@ from sartorius_infer.cli.predict import _duration
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.member import Member
 from sartorius_infer.manifest.manifest import Manifest
-from sartorius_infer.output.submission import check_submission
+from sartorius_infer.output.check import check_submission
 from sartorius_infer.run import runs
 from sartorius_infer.run.budget import RESERVE, Budget
 

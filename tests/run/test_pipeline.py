@@ -25,8 +25,8 @@ from sartorius_infer.images.find import find_images
 from sartorius_infer.images.read import read_image
 from sartorius_infer.manifest.views import IDENTITY, View
 from sartorius_infer.networks import Features
+from sartorius_infer.output.check import check_submission
 from sartorius_infer.output.predictions import load_prediction
-from sartorius_infer.output.submission import check_submission
 from sartorius_infer.run.jobs import Job, Options, Summary, plan_jobs
 from sartorius_infer.run.runs import Run, execute
 

@@ -47,7 +47,7 @@ from sartorius_infer.images.find import ImageFile, find_images
 from sartorius_infer.manifest.rules import ClassRule
 from sartorius_infer.networks import registry
 from sartorius_infer.networks.plugins import load_plugin
-from sartorius_infer.output.submission import SubmissionWriter
+from sartorius_infer.output.writers import SubmissionWriter
 from sartorius_infer.run import pipeline, ranks, runs
 from sartorius_infer.run.jobs import Job, Options, Summary, plan_batches, plan_jobs
 from sartorius_infer.run.journal import Journal, Result, journal_folder
