@@ -1,6 +1,7 @@
 """From what the networks saw to the final cells of one image: `Prediction` + `Rules` -> `Instances`.
 
-Cells claim pixels of one label map, the surest first; no cell ever owns another image-sized array.
+Cells claim pixels of one label map, the surest first; no cell ever owns another image-sized array. Where
+overlaps may stay nothing is claimed, and `OverlappingCells` come out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import cv2
 import numpy as np
 
 from sartorius_infer.cells.instances import Instances
+from sartorius_infer.cells.overlapping import OverlappingCells
 from sartorius_infer.cells.paste import Crop, paste_cells
+from sartorius_infer.cells.rle import crop_runs
 from sartorius_infer.manifest.rules import Consensus, Rules
 from sartorius_infer.types import Bool, Float32, Int32, Int64, Prediction
 
@@ -49,24 +52,31 @@ def build_instances(
     prediction's order, and are numbered in that order. `crops` are all of the prediction's cells as
     `paste_cells` pastes them by `rules.paste`, for a caller who tries many rules on one prediction.
     """
-    keep = select(prediction.scores, prediction.labels, rules, classes)
     limits = _limits(rules, classes)
-    pasted: Iterable[Crop]
-    if crops is None:
-        some = prediction[keep]
-        pasted = paste_cells(some.masks, some.boxes, some.size_hw, rules.paste)
-    else:
-        pasted = compress(crops, keep)
-    scored = zip(prediction.scores[keep].tolist(), prediction.labels[keep].tolist(), pasted, strict=True)
-    cells = sorted(_thresholded(scored, rules, limits), key=lambda cell: (-cell.score, cell.area))
     label_map = np.zeros(prediction.size_hw, np.int32)
     kept: list[_Cell] = []
-    for cell in cells:
+    for cell in _ranked(prediction, rules, classes, crops):
         if _claim(label_map, cell, rules, limits, number=len(kept) + 1):
             kept.append(cell)
-    scores = np.array([cell.score for cell in kept], np.float32)
-    labels = np.array([cell.label for cell in kept], np.int64)
-    return Instances(prediction.image_id, label_map, scores, labels, tuple(classes))
+    return Instances(prediction.image_id, label_map, *_scores_and_labels(kept), tuple(classes))
+
+
+def build_overlapping(prediction: Prediction, rules: Rules, classes: Sequence[str]) -> OverlappingCells:
+    """Apply the rules to one image's prediction, but leave each cell every pixel of its mask.
+
+    As `build_instances`, in the same order, without what pixels taken by others bring about: nothing is cut
+    off, `overlap_survival` does not apply, and all parts of a mask stay.
+    """
+    limits, size_hw = _limits(rules, classes), prediction.size_hw
+    kept, masks = [], []
+    for cell in _ranked(prediction, rules, classes, None):
+        region = cell.mask | _holes(cell.mask) if rules.fill_holes else cell.mask
+        if _stays(region, cell, size_hw, rules, limits):
+            kept.append(cell)
+            masks.append(crop_runs(region, cell.y0, cell.x0, size_hw[1]))
+    return OverlappingCells(
+        prediction.image_id, size_hw, tuple(masks), *_scores_and_labels(kept), tuple(classes)
+    )
 
 
 def select(scores: Float32, labels: Int64, rules: Rules, classes: Sequence[str]) -> Bool:
@@ -149,6 +159,27 @@ def _limits(rules: Rules, classes: Sequence[str]) -> _Limits:
     )
 
 
+def _ranked(
+    prediction: Prediction, rules: Rules, classes: Sequence[str], crops: Sequence[Crop] | None
+) -> list[_Cell]:
+    """The cells whose masks may still lead to an instance, by falling score, then by size."""
+    keep = select(prediction.scores, prediction.labels, rules, classes)
+    pasted: Iterable[Crop]
+    if crops is None:
+        some = prediction[keep]
+        pasted = paste_cells(some.masks, some.boxes, some.size_hw, rules.paste)
+    else:
+        pasted = compress(crops, keep)
+    scored = zip(prediction.scores[keep].tolist(), prediction.labels[keep].tolist(), pasted, strict=True)
+    cells = _thresholded(scored, rules, _limits(rules, classes))
+    return sorted(cells, key=lambda cell: (-cell.score, cell.area))
+
+
+def _scores_and_labels(cells: Sequence[_Cell]) -> tuple[Float32, Int64]:
+    scores = np.array([cell.score for cell in cells], np.float32)
+    return scores, np.array([cell.label for cell in cells], np.int64)
+
+
 def _thresholded(scored: Iterable[tuple[float, int, Crop]], rules: Rules, limits: _Limits) -> Iterator[_Cell]:
     """The cells (score, label, crop) whose masks may still lead to an instance, in their order."""
     # Only filled holes add pixels to a mask, so without them a small one cannot grow up.
@@ -183,14 +214,18 @@ def _claim(label_map: Int32, cell: _Cell, rules: Rules, limits: _Limits, number:
     region = _largest_component(free)
     if rules.fill_holes:
         region = _fill_holes(region, unclaimed)
-    area = np.count_nonzero(region)
-    inner = _inner(region, cell, label_map.shape, rules.edge.margin)
-    edge = int(np.count_nonzero(inner) < area)
-    index = cell.label - 1
-    if cell.score < limits.score[edge, index] or area < limits.min_area[edge, index]:
+    if not _stays(region, cell, label_map.shape, rules, limits):
         return False
     np.copyto(window, number, where=region)
     return True
+
+
+def _stays(region: Bool, cell: _Cell, size_hw: tuple[int, ...], rules: Rules, limits: _Limits) -> bool:
+    """Whether a cell whose pixels these are, (h, w), reaches the thresholds of its class and place."""
+    area = np.count_nonzero(region)
+    inner = _inner(region, cell, size_hw, rules.edge.margin)
+    edge, index = int(np.count_nonzero(inner) < area), cell.label - 1
+    return bool(cell.score >= limits.score[edge, index] and area >= limits.min_area[edge, index])
 
 
 def _inner(region: Bool, cell: _Cell, size_hw: tuple[int, ...], margin: int) -> Bool:
@@ -220,8 +255,13 @@ def _fill_holes(region: Bool, unclaimed: Bool) -> Bool:
     A hole is background that no 4-connected path leads out of. Where other cells lie in it, they
     may cut off a part of it, which stays unclaimed.
     """
-    flooded = cv2.copyMakeBorder(region.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    cv2.floodFill(flooded, None, (0, 0), 1)
-    filled = region | ((flooded[1:-1, 1:-1] == 0) & unclaimed)
+    filled = region | (_holes(region) & unclaimed)
     count, parts = cv2.connectedComponents(filled.view(np.uint8), connectivity=8)
     return filled if count == 2 else np.asarray(parts == parts[region][0])
+
+
+def _holes(region: Bool) -> Bool:
+    """The pixels beside a region (h, w) that no 4-connected path leads out of."""
+    flooded = cv2.copyMakeBorder(region.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    cv2.floodFill(flooded, None, (0, 0), 1)
+    return np.asarray(flooded[1:-1, 1:-1] == 0)

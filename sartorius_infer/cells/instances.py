@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from sartorius_infer.cells.colours import class_colours
 from sartorius_infer.cells.contours import outer_rings
-from sartorius_infer.cells.rle import areas_and_boxes, encode_coco, encode_label_map
+from sartorius_infer.cells.rle import CocoRle, areas_and_boxes, encode_coco, encode_label_map
 from sartorius_infer.errors import ImageError, size_text
 from sartorius_infer.types import Bool, CellImage, Float32, Float64, Int32, Int64, UInt8, expect
 
@@ -44,8 +45,8 @@ class Instances:
         expect("labels", self.labels, np.int64, (n,))
         if not self.class_names:
             raise ValueError("class_names: expected at least one name, found none")
-        _expect_range("label_map", self.label_map, 0, n)
-        _expect_range("labels", self.labels, 1, len(self.class_names))
+        expect_range("label_map", self.label_map, 0, n)
+        expect_range("labels", self.labels, 1, len(self.class_names))
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -107,19 +108,9 @@ class Instances:
         `category_id` is the label, `bbox` xywh in pixels, `segmentation` a compressed RLE. `image_id` is
         this image's id, unless another is given, such as the number that an annotation file gives it.
         """
-        masks, (areas, boxes) = encode_coco(self.label_map, len(self)), self._extents
-        return [
-            {
-                "image_id": self.image_id if image_id is None else image_id,
-                "category_id": int(self.labels[i]),
-                "segmentation": masks[i],
-                "bbox": boxes[i].tolist(),
-                "area": int(areas[i]),
-                # The shortest decimal that is this float32, not its sixteen-digit double.
-                "score": float(str(self.scores[i])),
-            }
-            for i in areas.nonzero()[0].tolist()
-        ]
+        masks = encode_coco(self.label_map, len(self))
+        name = self.image_id if image_id is None else image_id
+        return coco_results(name, masks, self._extents, self.scores, self.labels)
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row for each cell; tables of several images may be concatenated.
@@ -185,7 +176,30 @@ class Instances:
         ax.imshow(pixels, cmap="gray", vmin=low, vmax=high, extent=(0, width, height, 0))
 
 
-def _expect_range(name: str, values: Int32 | Int64, low: int, high: int) -> None:
+def coco_results(
+    image_id: str | int,
+    masks: Sequence[CocoRle],
+    extents: tuple[Int64, Int64],
+    scores: Float32,
+    labels: Int64,
+) -> list[dict[str, Any]]:
+    """COCO's result of each cell that has pixels; `extents` are areas (N,) and boxes xywh (N, 4)."""
+    areas, boxes = extents
+    return [
+        {
+            "image_id": image_id,
+            "category_id": int(labels[i]),
+            "segmentation": masks[i],
+            "bbox": boxes[i].tolist(),
+            "area": int(areas[i]),
+            # The shortest decimal that is this float32, not its sixteen-digit double.
+            "score": float(str(scores[i])),
+        }
+        for i in areas.nonzero()[0].tolist()
+    ]
+
+
+def expect_range(name: str, values: Int32 | Int64, low: int, high: int) -> None:
     """Raise ValueError unless all values are in low..high."""
     if values.size and not low <= values.min() <= values.max() <= high:
         raise ValueError(f"{name}: expected {low}..{high}, found {values.min()}..{values.max()}")

@@ -21,6 +21,9 @@ from sartorius_infer.types import Bool, Int32, Int64
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _PAIRS_AT_ONCE = 1 << 20
 
+Mask = tuple[Int64, Int64]
+"""Starts and lengths of a cell's runs of pixels, as `decode` gives them."""
+
 
 class CocoRle(TypedDict):
     """One mask as pycocotools writes it: `size` is [height, width]."""
@@ -72,15 +75,14 @@ def encode_coco(label_map: Int32, n: int) -> list[CocoRle]:
     two before, in 5-bit groups (rleToString in cocoapi's maskApi.c).
     Raises ValueError if the map holds a label outside 0..n.
     """
-    counts, bounds = _coco_counts(_runs(label_map.T.ravel(), n), label_map.size)
-    index = np.arange(len(counts))
-    later = np.flatnonzero(index - np.repeat(bounds[:-1], np.diff(bounds)) > 2)
-    deltas = counts.copy()
-    deltas[later] -= counts[later - 2]
-    text, ends = _five_bit_text(deltas)
-    cuts = np.concatenate([[0], ends])[bounds].tolist()
-    size = [int(side) for side in label_map.shape]
-    return [{"size": list(size), "counts": text[first:last]} for first, last in pairwise(cuts)]
+    height, width = label_map.shape
+    return _coco_texts(_runs(label_map.T.ravel(), n), (height, width))
+
+
+def encode_coco_masks(masks: Sequence[Mask], size_hw: tuple[int, int]) -> list[CocoRle]:
+    """As `encode_coco`, of masks that may share pixels, as `decode` gives them, in an image of `size_hw`."""
+    height, width = size_hw
+    return _coco_texts(_joined([_transposed(mask, height, width) for mask in masks]), size_hw)
 
 
 def decode_coco(counts: str | Sequence[int], size_hw: tuple[int, int]) -> tuple[Int64, Int64]:
@@ -89,17 +91,25 @@ def decode_coco(counts: str | Sequence[int], size_hw: tuple[int, int]) -> tuple[
     What follows the last count is background. Raises ValueError where a count is negative or they are more
     than the pixels of `size_hw`: pycocotools itself writes past its memory then.
     """
+    height, width = size_hw
+    return _transposed(decode_coco_columns(counts, size_hw), width, height)
+
+
+def decode_coco_columns(counts: str | Sequence[int], size_hw: tuple[int, int]) -> Mask:
+    """As `decode_coco`, but column-major: nothing is drawn, however large the image is said to be."""
     numbers = _counts_of_text(counts) if isinstance(counts, str) else np.array(counts, np.int64).reshape(-1)
     height, width = size_hw
     if len(numbers) and (numbers.min() < 0 or numbers.max() > height * width):
         raise ValueError(f"expected counts from 0 to {height * width}, found {_outside(numbers)}")
     if numbers.sum() > height * width:
         raise ValueError(f"expected counts of {height} x {width} pixels, found {numbers.sum()}")
-    columns = np.zeros(height * width, np.int32)
-    ends = np.cumsum(numbers)
-    columns[run_pixels(ends[:-1:2], numbers[1::2])] = 1
-    (runs,) = split_label_map(columns.reshape(width, height).T, 1)
-    return runs
+    starts, lengths = np.cumsum(numbers)[:-1:2], numbers[1::2]
+    return starts[lengths > 0], lengths[lengths > 0]
+
+
+def coco_pixels(counts: str) -> int:
+    """How many pixels COCO's text tells of, background too. Raises ValueError for no such text."""
+    return int(_counts_of_text(counts).sum())
 
 
 def _outside(numbers: Int64) -> int:
@@ -132,12 +142,31 @@ def areas_and_boxes(label_map: Int32, n: int) -> tuple[Int64, Int64]:
 
     Raises ValueError if the map holds a label outside 0..n.
     """
-    runs = _runs(label_map.ravel(), n)
+    return _areas_and_boxes(_runs(label_map.ravel(), n), label_map.shape[1])
+
+
+def mask_areas_and_boxes(masks: Sequence[Mask], width: int) -> tuple[Int64, Int64]:
+    """As `areas_and_boxes`, of masks as `decode` gives them, in an image of `width`."""
+    return _areas_and_boxes(_joined(masks), width)
+
+
+def crop_runs(crop: Bool, y0: int, x0: int, width: int) -> Mask:
+    """The mask, as `decode` gives it, of a crop (h, w) that begins at (y0, x0) of an image of `width`."""
+    rows, columns = crop.shape
+    side = min(columns + 1, width)  # an empty column parts the rows, unless they go on in the image
+    padded = np.zeros((rows, side), np.bool_)
+    padded[:, :columns] = crop
+    edges = np.flatnonzero(np.diff(padded.ravel(), prepend=False, append=False))
+    starts, ends = edges[::2], edges[1::2]
+    return (starts // side + y0) * width + starts % side + x0, ends - starts
+
+
+def _areas_and_boxes(runs: _Runs, width: int) -> tuple[Int64, Int64]:
+    n = len(runs.bounds) - 1
     areas, boxes = np.zeros(n, np.int64), np.zeros((n, 4), np.int64)
     there = np.flatnonzero(np.diff(runs.bounds))
     if len(there) == 0:
         return areas, boxes
-    width = label_map.shape[1]
     firsts = runs.bounds[there]
     last = runs.starts + runs.lengths - 1
     wraps = runs.starts // width != last // width
@@ -236,6 +265,39 @@ def _runs(flat: Int32, n: int) -> _Runs:
     return _Runs(starts[order], lengths[order], bounds)
 
 
+def _joined(masks: Sequence[Mask]) -> _Runs:
+    """The runs of several masks, each a label of its own, pixels shared or not."""
+    none = np.empty(0, np.int64)
+    starts, lengths = (np.concatenate([none, *(mask[part] for mask in masks)]) for part in (0, 1))
+    return _Runs(starts, lengths, np.cumsum([0, *(len(mask[0]) for mask in masks)]))
+
+
+def _transposed(mask: Mask, height: int, width: int) -> Mask:
+    """A row-major mask of an image (height, width) in column-major order, or the other way round.
+
+    Of the image only the rows that the mask touches are drawn.
+    """
+    starts, lengths = mask
+    if len(starts) == 0:
+        return mask
+    top, bottom = int(starts[0]) // width, int(starts[-1] + lengths[-1] - 1) // width
+    band = np.zeros((bottom + 1 - top, width), np.bool_)
+    band.ravel()[run_pixels(starts - top * width, lengths)] = True
+    return crop_runs(band.T, 0, top, height)
+
+
+def _coco_texts(runs: _Runs, size_hw: tuple[int, int]) -> list[CocoRle]:
+    """COCO's compressed RLE of each label, from its column-major runs."""
+    counts, bounds = _coco_counts(runs, size_hw[0] * size_hw[1])
+    index = np.arange(len(counts))
+    later = np.flatnonzero(index - np.repeat(bounds[:-1], np.diff(bounds)) > 2)
+    deltas = counts.copy()
+    deltas[later] -= counts[later - 2]
+    text, ends = _five_bit_text(deltas)
+    cuts = np.concatenate([[0], ends])[bounds].tolist()
+    return [{"size": [*size_hw], "counts": text[first:last]} for first, last in pairwise(cuts)]
+
+
 def _coco_counts(runs: _Runs, pixels: int) -> tuple[Int64, Int64]:
     """Counts of background and mask in turn for all labels, and each label's bounds (n + 1,).
 
@@ -307,7 +369,3 @@ def _faults(starts: Int64, lengths: Int64, size_hw: tuple[int, int]) -> Iterator
 def run_pixels(starts: Int64, lengths: Int64) -> Int64:
     """The flat index of every pixel of the runs."""
     return np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
-
-
-Mask = tuple[Int64, Int64]
-"""Starts and lengths of a cell's runs of pixels, as `rle.decode` gives them."""

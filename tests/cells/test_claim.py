@@ -14,9 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from sartorius_infer.cells.claim import build_instances, consensus_label, decisive, score_floors, select
+from sartorius_infer.cells.claim import (
+    build_instances,
+    build_overlapping,
+    consensus_label,
+    decisive,
+    score_floors,
+    select,
+)
 from sartorius_infer.cells.instances import Instances
 from sartorius_infer.cells.paste import paste_cells
+from sartorius_infer.cells.rle import run_pixels
 from sartorius_infer.manifest.rules import ClassRule, Consensus, EdgeRule, EdgeThresholds, Rules
 from sartorius_infer.types import Bool, Float32, Prediction
 
@@ -107,6 +115,23 @@ def reference_instances(prediction: Prediction, rules: Rules) -> Instances:
     return Instances("image", label_map, np.array(scores, np.float32), np.array(labels, np.int64), CLASSES)
 
 
+def reference_overlapping(prediction: Prediction, rules: Rules) -> list[tuple[float, int, Bool]]:
+    """Score, label and full mask of every cell that stays, in their order."""
+    winner = reference_consensus(prediction, rules)
+    labels = prediction.labels.tolist()
+    cells = [
+        (-score, mask.sum(), index, mask)
+        for index, (score, mask) in enumerate(reference_masks(prediction, rules))
+        if winner in (None, labels[index]) and mask.any()
+    ]
+    found = []
+    for negative_score, _, index, mask in sorted(cells, key=lambda cell: cell[:3]):
+        region = ndimage.binary_fill_holes(mask) if rules.fill_holes else mask
+        if reference_stays(region, -negative_score, labels[index], rules):
+            found.append((-negative_score, labels[index], region))
+    return found
+
+
 def assert_same(left: Instances, right: Instances) -> None:
     np.testing.assert_array_equal(left.label_map, right.label_map)
     np.testing.assert_array_equal(left.scores, right.scores)
@@ -150,6 +175,35 @@ thorough = settings(
 @given(predictions, some_rules)
 def test_as_the_reference(prediction: Prediction, rules: Rules) -> None:
     assert_same(build_instances(prediction, rules, CLASSES), reference_instances(prediction, rules))
+
+
+@thorough
+@given(predictions, some_rules)
+def test_overlapping_cells_as_the_reference(prediction: Prediction, rules: Rules) -> None:
+    cells = build_overlapping(prediction, rules, CLASSES)
+    expected = reference_overlapping(prediction, rules)
+    assert cells.scores.tolist() == [np.float32(score) for score, _, _ in expected]
+    assert cells.labels.tolist() == [label for _, label, _ in expected]
+    assert (cells.image_id, cells.size_hw, cells.class_names) == ("image", SIZE_HW, CLASSES)
+    for mine, (_, _, mask) in zip(cells.masks, expected, strict=True):
+        np.testing.assert_array_equal(run_pixels(*mine), np.flatnonzero(mask))
+
+
+@thorough
+@given(predictions, some_rules)
+def test_where_no_cells_meet_and_all_are_whole_overlaps_make_no_difference(
+    prediction: Prediction, rules: Rules
+) -> None:
+    cells = build_overlapping(prediction, rules, CLASSES)
+    pixels = np.concatenate([[], *(run_pixels(*mask) for mask in cells.masks)])
+    whole = all(
+        ndimage.label(cells.flattened().label_map == n, EIGHT)[1] == 1 for n in range(1, len(cells) + 1)
+    )
+    if len(np.unique(pixels)) == len(pixels) and whole:
+        everything = reference_masks(prediction, rules)
+        claimed = build_instances(prediction, rules, CLASSES)
+        if len(claimed) == len(everything) == len(cells):
+            assert_same(claimed, cells.flattened())
 
 
 @thorough

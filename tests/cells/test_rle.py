@@ -13,12 +13,18 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from sartorius_infer.cells import rle
 from sartorius_infer.cells.rle import (
     areas_and_boxes,
+    coco_pixels,
+    crop_runs,
     decode,
     decode_coco,
+    decode_coco_columns,
     decode_label_map,
     decode_mask,
     encode_coco,
+    encode_coco_masks,
     encode_label_map,
+    mask_areas_and_boxes,
+    run_pixels,
     shared_pixels,
     split_label_map,
 )
@@ -311,3 +317,52 @@ def test_shared_pixels_equal_those_of_each_two_masks(masks: list[Bool], at_once:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rle, "_PAIRS_AT_ONCE", at_once)
         assert shared_pixels(runs) == expected
+
+
+several = st.tuples(st.integers(1, 7), st.integers(1, 7)).flatmap(
+    lambda size_hw: st.tuples(st.just(size_hw), st.lists(arrays(np.bool_, size_hw), max_size=4))
+)
+
+
+@given(several)
+def test_masks_that_may_share_pixels_are_written_as_each_by_itself(
+    drawn: tuple[tuple[int, int], list[Bool]],
+) -> None:
+    size_hw, masks = drawn
+    runs = [decode(slow_rle(mask), size_hw) for mask in masks]
+    alone = [encode_coco(mask.astype(np.int32), 1)[0] for mask in masks]
+    assert encode_coco_masks(runs, size_hw) == alone
+    areas, boxes = mask_areas_and_boxes(runs, size_hw[1])
+    assert areas.tolist() == [np.count_nonzero(mask) for mask in masks]
+    assert boxes.tolist() == [slow_box(mask) for mask in masks]
+
+
+@given(several, st.data())
+def test_the_runs_of_a_crop_are_those_of_its_pixels(
+    drawn: tuple[tuple[int, int], list[Bool]], data: st.DataObject
+) -> None:
+    (height, width), masks = drawn
+    y0, x0 = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    for mask in masks:
+        full = np.zeros_like(mask)
+        crop = full[y0:, x0:] = mask[y0:, x0:]
+        expected = decode(slow_rle(full), (height, width))
+        for mine, other in zip(crop_runs(crop, y0, x0, width), expected, strict=True):
+            np.testing.assert_array_equal(mine, other)
+
+
+@given(label_maps)
+def test_columns_of_coco_s_text_are_the_transposed_mask_s_runs(labels: Int32) -> None:
+    height, width = labels.shape
+    for label, written in enumerate(encode_coco(labels, LABELS), start=1):
+        flat = np.zeros(labels.size, np.bool_)
+        flat[run_pixels(*decode_coco_columns(written["counts"], (height, width)))] = True
+        np.testing.assert_array_equal(flat.reshape(width, height).T, labels == label)
+        assert coco_pixels(written["counts"]) == labels.size
+
+
+def test_columns_of_an_image_of_any_size_are_not_drawn() -> None:
+    counts, size_hw = encode_coco(np.zeros((1, 1), np.int32), 1)[0]["counts"], (1 << 20, 1 << 20)
+    assert [len(part) for part in decode_coco_columns(counts, size_hw)] == [0, 0]
+    assert [part.tolist() for part in decode_coco_columns([5, 2, 0, 1, 3, 0], size_hw)] == [[5, 7], [2, 1]]
+    assert coco_pixels(counts) == 1
