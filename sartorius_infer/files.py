@@ -1,10 +1,11 @@
-"""Paths as people give them, files that appear whole or not at all, and checksums."""
+"""Paths as people give them, JSON as others write it, files that appear whole or not at all, checksums."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 import secrets
 import unicodedata
 from collections import Counter
@@ -17,6 +18,7 @@ Paths = str | Path | Sequence[str | Path]
 """One path or several."""
 
 K = TypeVar("K", bound=Hashable)
+_WHOLE = re.compile(r"\s*([+-]?[0-9]{1,18})(\.0*)?\s*")
 
 
 def as_path(value: str | Path, what: str) -> Path:
@@ -76,6 +78,16 @@ def json_text(path: Path) -> str:
 def visible(folder: Path) -> list[Path]:
     """What a folder holds, sorted, without hidden entries such as `._a.tif` and `.ipynb_checkpoints`."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def whole(value: object) -> int | None:
+    """The whole number that JSON or CSV tells: 7, 7.0, "7" or "7.0"; None for anything else."""
+    if isinstance(value, str):
+        found = _WHOLE.fullmatch(value)
+        return int(found[1]) if found else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if value == value // 1 and abs(value) < 2**63 else None
 
 
 @overload

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from sartorius_infer.run.runs import Progress, Run
 
 Format = Literal["kaggle", "coco"]
-_SUFFIXES: dict[str, Format] = {".csv": "kaggle", ".json": "coco"}
+_SUFFIXES: dict[str, Format] = {".csv": "kaggle", ".json": "coco", ".zip": "coco"}
+
+_KEPT = "overlaps  kept: cells may share pixels, every part of a mask stays, no overlap survival"
 
 DESCRIPTION = """\
 Cell instance segmentation with an ensemble of Mask R-CNN checkpoints: images in, submission.csv out.
@@ -82,8 +84,25 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     )
     add_recursive(parser)
     add("--out", type=Path, default=Path("submission.csv"), metavar="FILE", help="default: %(default)s")
-    add("--format", choices=("kaggle", "coco"), help="of --out (default: by its suffix, .csv or .json)")
+    add(
+        "--format",
+        choices=("kaggle", "coco"),
+        help="of --out (default: by its suffix: .csv kaggle, .json coco, .zip coco in a zip)",
+    )
     add("--sample-submission", type=Path, metavar="CSV", help="fixes the set and order of ids")
+    add(
+        "--image-ids",
+        type=Path,
+        metavar="JSON",
+        help="numbers for COCO's image_id: a list of file_name and id, or COCO's annotations",
+    )
+    add(
+        "--overlaps",
+        choices=("cut", "keep"),
+        default="cut",
+        help="cut: a pixel is the surer cell's alone; keep: masks as the networks gave them, for COCO alone "
+        "(default: %(default)s)",
+    )
 
 
 def _add_ensemble_options(parser: argparse.ArgumentParser) -> None:
@@ -164,10 +183,12 @@ def predict_command(arguments: argparse.Namespace) -> int:
     """The main job. Torch is imported only once the images are known to be there."""
     start = time.monotonic()
     written_as = format_of(arguments.out, arguments.format)
+    _require_coco(arguments, written_as)
     from sartorius_infer.run.runs import execute
 
     jobs, ignored = _jobs(arguments)
-    run = _run(arguments, jobs, written_as, start)
+    numbers, unused = _image_ids(arguments, jobs)
+    run = _run(arguments, jobs, written_as, numbers, start)
     run.prepare()
     with _imports_that_stay():
         import sartorius_infer.run.pipeline  # noqa: F401 - torch, and all that needs it
@@ -176,7 +197,7 @@ def predict_command(arguments: argparse.Namespace) -> int:
         summary = execute(run, ensemble, progress)
     if summary is None:
         return OK
-    _report(summary, ignored, run)
+    _report(summary, ignored, run, unused)
     # torchrun would take any other code for a crash, and start all over.
     return SOME_FAILED if summary.failed and not run.rank.agent else OK
 
@@ -192,7 +213,26 @@ def _jobs(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
     return plan_jobs(files, read_sample_submission(sample) if sample else None)
 
 
-def _run(arguments: argparse.Namespace, jobs: Sequence[Job], written_as: Format, start: float) -> Run:
+def _image_ids(
+    arguments: argparse.Namespace, jobs: Sequence[Job]
+) -> tuple[Mapping[str, int] | None, list[str]]:
+    """The number of each image, None where none are asked for, and what the list names beside them."""
+    if arguments.image_ids is None:
+        return None, []
+    from sartorius_infer.output.image_ids import read_image_ids
+
+    listed = read_image_ids(arguments.image_ids)
+    numbers = listed.numbers(job.id for job in jobs)
+    return numbers, [f"{image.name}, id {image.number}" for image in listed.unused(numbers.values())]
+
+
+def _run(
+    arguments: argparse.Namespace,
+    jobs: Sequence[Job],
+    written_as: Format,
+    numbers: Mapping[str, int] | None,
+    start: float,
+) -> Run:
     from sartorius_infer.run.jobs import Options
     from sartorius_infer.run.ranks import this_rank
     from sartorius_infer.run.runs import Run
@@ -206,7 +246,9 @@ def _run(arguments: argparse.Namespace, jobs: Sequence[Job], written_as: Format,
             on_error=arguments.on_error,
             save_predictions=arguments.save_predictions,
             overlays=arguments.overlays,
+            keep_overlaps=arguments.overlaps == "keep",
         ),
+        numbers=numbers,
         batch_size=arguments.batch_size,
         plugins=tuple(arguments.plugin),
         precision=arguments.precision,
@@ -224,13 +266,25 @@ def format_of(out: Path, said: Format | None) -> Format:
     """
     by_suffix = _SUFFIXES.get(out.suffix.lower())
     if by_suffix is None and out.suffix and not (out.exists() and not out.is_file()):
-        raise UsageError(f"expected --out to end in .csv (kaggle) or .json (coco), found {out.name}")
+        raise UsageError(f"expected --out to end in .csv (kaggle), .json or .zip (coco), found {out.name}")
     if said and by_suffix and said != by_suffix:
         right = next(suffix for suffix, known in _SUFFIXES.items() if known == said)
         raise UsageError(
             f"--out {out.name} would be --format {by_suffix}: expected a name in {right} for --format {said}"
         )
     return said or by_suffix or "kaggle"
+
+
+def _require_coco(arguments: argparse.Namespace, written_as: Format) -> None:
+    """Raise UsageError for options that mean nothing in the competition's format."""
+    if written_as == "coco":
+        return
+    if arguments.overlaps == "keep":
+        raise UsageError(
+            "--overlaps keep: Kaggle's format takes none; expected --out in .json or .zip (coco)"
+        )
+    if arguments.image_ids is not None:
+        raise UsageError("--image-ids: Kaggle's ids are names; expected --out in .json or .zip (coco)")
 
 
 @contextmanager
@@ -289,6 +343,8 @@ def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
     manifest, told = with_rules(arguments, ensemble.manifest, weights.is_bare)
     if rank.is_first:
         print(told, file=sys.stderr)
+        if arguments.overlaps == "keep":
+            print(_KEPT, file=sys.stderr)
     return replace(ensemble, manifest=manifest).with_overrides(views=views)
 
 
@@ -320,7 +376,7 @@ def _progress(rank: Rank) -> Iterator[Progress]:
         yield told
 
 
-def _report(summary: Summary, ignored: Sequence[str], run: Run) -> None:
+def _report(summary: Summary, ignored: Sequence[str], run: Run, unused: Sequence[str]) -> None:
     """What happened, on stdout: counts, seconds, and every image that needs a look."""
     rate = summary.images / summary.seconds if summary.seconds else 0.0
     cells = ", ".join(f"{name} {count}" for name, count in summary.cells.items())
@@ -329,6 +385,7 @@ def _report(summary: Summary, ignored: Sequence[str], run: Run) -> None:
     _print_list("no cells", [f"  {name}" for name in summary.blank])
     _print_list("failed", [f"  {name}: {reason}" for name, reason in summary.failed.items()])
     _print_list("ignored", [f"  {name}: not in the sample submission" for name in ignored])
+    _print_list("no image", [f"  {entry}: in the list of ids alone" for entry in unused])
     print(f"written   {run.out}")
     for folder in (run.options.overlays, run.options.save_predictions):
         if folder:

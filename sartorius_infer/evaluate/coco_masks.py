@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from sartorius_infer.cells.rle import Mask, decode_coco
 from sartorius_infer.errors import size_text
-from sartorius_infer.evaluate.true_image import whole
+from sartorius_infer.files import whole
 from sartorius_infer.types import Float64
 
 NO_PIXEL: Mask = (np.zeros(0, np.int64), np.zeros(0, np.int64))

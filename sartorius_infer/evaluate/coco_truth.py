@@ -12,8 +12,8 @@ from typing import Any
 from sartorius_infer.errors import TruthError, first_line
 from sartorius_infer.evaluate.coco_masks import coco_runs
 from sartorius_infer.evaluate.metric import match
-from sartorius_infer.evaluate.true_image import CocoImage, Key, Region, TrueImage, whole, whole_size
-from sartorius_infer.files import distinct_ids, json_text
+from sartorius_infer.evaluate.true_image import CocoImage, Key, Region, TrueImage, whole_size
+from sartorius_infer.files import distinct_ids, json_text, whole
 from sartorius_infer.images.formats import MAX_PIXELS
 
 Annotation = tuple[str, dict[str, Any]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from sartorius_infer.evaluate.true_image import Key, TrueImage, whole
-from sartorius_infer.files import as_id
+from sartorius_infer.evaluate.true_image import Key, TrueImage
+from sartorius_infer.files import as_id, whole
 
 
 @dataclass(frozen=True, eq=False)

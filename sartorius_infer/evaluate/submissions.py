@@ -15,8 +15,8 @@ from sartorius_infer.cells.rle import Mask, decode
 from sartorius_infer.errors import SubmissionError, TruthError, first_line
 from sartorius_infer.evaluate.coco_masks import coco_runs
 from sartorius_infer.evaluate.image_names import ImageNames
-from sartorius_infer.evaluate.true_image import Key, TrueImage, whole
-from sartorius_infer.files import as_id, as_path, json_text
+from sartorius_infer.evaluate.true_image import Key, TrueImage
+from sartorius_infer.files import as_id, as_path, json_text, whole
 from sartorius_infer.output.submission import read_submission
 
 _IS_SAID = re.compile(r"(.*: )?expected ")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sartorius_infer.cells.rle import Mask
 from sartorius_infer.errors import TruthError
+from sartorius_infer.files import whole
 
 Key = int | str
 """The id of an image or a category in COCO's JSON."""
-
-_WHOLE = re.compile(r"\s*([+-]?[0-9]{1,18})(\.0*)?\s*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,16 +58,6 @@ class TrueImage:
     def types(self) -> tuple[str, ...]:
         """The type of each cell."""
         return self.mask_types or (self.cell_type,) * len(self.masks)
-
-
-def whole(value: object) -> int | None:
-    """The whole number that JSON or CSV tells: 7, 7.0, "7" or "7.0"; None for anything else."""
-    if isinstance(value, str):
-        found = _WHOLE.fullmatch(value)
-        return int(found[1]) if found else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return int(value) if value == value // 1 and abs(value) < 2**63 else None
 
 
 def whole_size(path: Path, image_id: object, height: object, width: object) -> tuple[int, int]:

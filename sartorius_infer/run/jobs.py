@@ -23,18 +23,20 @@ class Job:
 
 @dataclass(frozen=True)
 class Options:
-    """How images are read, and what each leaves beside the output.
+    """How images are read, what is made of each, and what it leaves beside the output.
 
     workers           threads for decoding, and as many for pasting and pictures
     on_error          what a failing image does: become blank, or stop the run
     save_predictions  folder for soft predictions before any rule, or None
     overlays          folder for pictures, or None
+    keep_overlaps     whether cells may share pixels
     """
 
     workers: int = 2
     on_error: Literal["blank", "stop"] = "blank"
     save_predictions: Path | None = None
     overlays: Path | None = None
+    keep_overlaps: bool = False
 
 
 @dataclass

@@ -18,7 +18,8 @@ from typing import TypeVar
 
 import torch
 
-from sartorius_infer.cells.claim import build_instances, selector
+from sartorius_infer.cells.claim import build_instances, build_overlapping, selector
+from sartorius_infer.cells.instances import Instances
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import ImageError, PredictionError, SartoriusError, first_line
@@ -215,10 +216,12 @@ class _Finisher:
         if work.prediction is None or work.image is None:
             result = Result(work.id, self.encode.encode_blank(work.id), error=str(work.error))
             return _Outcome(result, work.error)
-        instances = build_instances(work.prediction, self.rules, self.classes)
+        build = build_overlapping if self.options.keep_overlaps else build_instances
+        cells = build(work.prediction, self.rules, self.classes)
         if self.options.save_predictions is not None:
             save_prediction(self.options.save_predictions, work.prediction)
         if self.options.overlays is not None:
-            save_overlay(self.options.overlays, work.image.id, overlay(work.image, instances))
-        names = [self.classes[label - 1] for label in instances.labels]
-        return _Outcome(Result(work.id, self.encode.encode(instances), dict(Counter(names))), None)
+            seen = cells if isinstance(cells, Instances) else cells.flattened()
+            save_overlay(self.options.overlays, work.image.id, overlay(work.image, seen))
+        names = [self.classes[label - 1] for label in cells.labels]
+        return _Outcome(Result(work.id, self.encode.encode(cells), dict(Counter(names))), None)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
+import json
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ class Run:
 
     jobs        the images, in the order of the output
     out         the file that is written; its journal lies beside it
+    numbers     COCO's `image_id`s by image, or None: the images' own ids
     batch_size  images that enter the networks together; None is 4 on a GPU, 1 on a CPU
     plugins     files that registered networks, and
     precision   what the networks were asked to compute in: results depend on both
@@ -52,6 +54,7 @@ class Run:
     out: Path
     format: Literal["kaggle", "coco"] = "kaggle"
     options: Options = field(default_factory=Options)
+    numbers: Mapping[str, int] | None = None
     batch_size: int | None = None
     plugins: tuple[Path, ...] = ()
     precision: str = "auto"
@@ -87,7 +90,7 @@ def execute(
     Raises SubmissionError where the output cannot be written, JournalError, and an image's own error with
     `on_error="stop"`.
     """
-    writer = open_writer(run.out, run.format)
+    writer = open_writer(run.out, run.format, run.numbers)
     with together(run.rank) as barrier:
         with writer if run.rank.is_first else nullcontext():
             size = run.batch_size or (4 if ensemble.device.type == "cuda" else 1)
@@ -216,6 +219,8 @@ def _about(run: Run, ensemble: Ensemble, batches: Sequence[Batch]) -> dict[str, 
         "plugins": _sha256("".join(_sha256(p.read_text(encoding="utf-8")) for p in run.plugins)),
         "precision": run.precision,
         "format": run.format,
+        "image ids": _sha256(json.dumps(run.numbers, sort_keys=True)),
+        "overlaps": "keep" if options.keep_overlaps else "cut",
     }
 
 

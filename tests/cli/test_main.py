@@ -302,8 +302,11 @@ def test_a_pipe_may_have_any_suffix(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["lab.tif"], "expected --out to end in .csv (kaggle) or .json (coco), found lab.tif"),
-        (["lab.tif", "--format", "coco"], "expected --out to end in .csv (kaggle) or .json (coco), found"),
+        (["lab.tif"], "expected --out to end in .csv (kaggle), .json or .zip (coco), found lab.tif"),
+        (
+            ["lab.tif", "--format", "coco"],
+            "expected --out to end in .csv (kaggle), .json or .zip (coco), found",
+        ),
         (["s.csv.gz"], "found s.csv.gz"),
         (
             ["s.csv", "--format", "coco"],

@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -20,17 +23,20 @@ from numpy.typing import NDArray
 from places import ROOT
 
 from sartorius_infer.cells.instances import Instances
+from sartorius_infer.cells.overlapping import OverlappingCells
 from sartorius_infer.cells.rle import decode_label_map, encode_label_map
 from sartorius_infer.errors import SubmissionError
 from sartorius_infer.output.check import check_submission
 from sartorius_infer.output.submission import read_submission
-from sartorius_infer.output.writers import CocoWriter, SubmissionWriter, open_writer
+from sartorius_infer.output.writers import NAME_IN_ZIP, CocoWriter, SubmissionWriter, open_writer
 from sartorius_infer.types import Int32
 
 # How long an example takes is up to the disk, which each one syncs.
 slow_disk = settings(deadline=None)
 Format = Literal["kaggle", "coco"]
-each_format = pytest.mark.parametrize("format", ["kaggle", "coco"])
+each_kind = pytest.mark.parametrize(
+    ("name", "format"), [("out", "kaggle"), ("out", "coco"), ("out.zip", "coco")], ids=["csv", "json", "zip"]
+)
 # In Python 3.11 csv, used here as the reference, reads no NUL; file names hold none.
 ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=8)
 label_maps = arrays(np.int32, array_shapes(min_dims=2, max_dims=2, max_side=6), elements=st.integers(0, 3))
@@ -192,30 +198,30 @@ def test_a_score_that_is_no_number_is_an_error(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-@each_format
-def test_an_unwritable_place_fails_on_entry(tmp_path: Path, format: Format) -> None:
-    places = {"": "Is a directory", "absent/out": "No such file or directory"}
+@each_kind
+def test_an_unwritable_place_fails_on_entry(tmp_path: Path, name: str, format: Format) -> None:
+    places = {"": "Is a directory", f"absent/{name}": "No such file or directory"}
     for place, reason in places.items():
         with pytest.raises(SubmissionError) as raised:
             open_writer(tmp_path / place, format).__enter__()
         assert str(raised.value) == f"{tmp_path / place}: cannot be written: {reason}"
 
 
-@each_format
+@each_kind
 @pytest.mark.parametrize("error", [RuntimeError("CUDA"), OSError("an image"), KeyboardInterrupt()])
 def test_an_error_of_others_passes_and_leaves_the_earlier_file(
-    tmp_path: Path, format: Format, error: BaseException
+    tmp_path: Path, name: str, format: Format, error: BaseException
 ) -> None:
-    path = tmp_path / "out"
+    path = tmp_path / name
     path.write_text("earlier")
     with pytest.raises(type(error)) as raised:
         write(path, format, [instances([[1]])], error)
     assert raised.value is error
     assert path.read_text() == "earlier"
-    assert names(tmp_path) == ["out"]
+    assert names(tmp_path) == [name]
 
 
-@each_format
+@pytest.mark.parametrize("format", ["kaggle", "coco"])
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
 def test_a_full_device_is_a_submission_error(format: Format) -> None:
     message = "^/dev/full: cannot be written: No space left on device$"
@@ -239,19 +245,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-@each_format
+@each_kind
 @pytest.mark.parametrize("images", [2, 100])
 def test_a_full_disk_is_a_submission_error_and_leaves_the_earlier_file(
-    small_disk: Path, format: Format, images: int
+    small_disk: Path, name: str, format: Format, images: int
 ) -> None:
-    path = small_disk / "out"
+    path = small_disk / name
     path.write_bytes(b"x" * 60_000)
-    checkerboard = instances(np.indices((60, 60)).sum(axis=0) % 2, n=1)
+    noise = [instances(np.random.default_rng(k).integers(0, 2, (120, 120)), n=1) for k in range(images)]
     with pytest.raises(SubmissionError) as raised:
-        write(path, format, [checkerboard] * images)
+        write(path, format, noise)
     assert str(raised.value) == f"{path}: cannot be written: No space left on device"
     assert path.read_bytes() == b"x" * 60_000
-    assert names(small_disk) == ["out"]
+    assert names(small_disk) == [name]
 
 
 KILLED_WRITER = """
@@ -266,9 +272,9 @@ with open_writer(Path(sys.argv[1]), sys.argv[2]) as writer:
 """
 
 
-@each_format
-def test_a_killed_writer_leaves_the_earlier_file(tmp_path: Path, format: Format) -> None:
-    path = tmp_path / "out"
+@each_kind
+def test_a_killed_writer_leaves_the_earlier_file(tmp_path: Path, name: str, format: Format) -> None:
+    path = tmp_path / name
     path.write_text("earlier")
     command = [sys.executable, "-c", KILLED_WRITER, str(path), format]
     root = ROOT
@@ -277,24 +283,95 @@ def test_a_killed_writer_leaves_the_earlier_file(tmp_path: Path, format: Format)
         assert process.stdout.readline() == b"writing\n"
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert path.read_text() == "earlier"
+    assert path.read_bytes() == b"earlier"
     with open_writer(path, format) as writer:
         writer.blank("a")
-    assert path.read_text() != "earlier"
+    assert path.read_bytes() != b"earlier"
 
 
-@each_format
-def test_memory_does_not_grow_with_images(tmp_path: Path, format: Format) -> None:
+@each_kind
+def test_memory_does_not_grow_with_images(tmp_path: Path, name: str, format: Format) -> None:
     cells = instances([[1, 2, 3]], image_id="x" * 1000)
+    written = 0
     tracemalloc.start()
     try:
-        with open_writer(tmp_path / "out", format) as writer:
+        with open_writer(tmp_path / name, format) as writer:
             writer.add(cells)
             before = tracemalloc.get_traced_memory()[0]
             for _ in range(300):
-                writer.add(cells)
+                writer.write(pieces := writer.encode(cells))
+                written += sum(map(len, pieces))
             grown = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert (tmp_path / "out").stat().st_size > 900_000
+    assert written > 900_000
     assert grown < 50_000
+
+
+def entries_in(path: Path) -> list[dict[str, object]]:
+    """What a zip holds under the name that it is expected to have, and nothing else."""
+    with ZipFile(path) as archive:
+        assert archive.namelist() == [NAME_IN_ZIP] == ["test-results.json"]
+        assert archive.testzip() is None
+        found: list[dict[str, object]] = json.loads(archive.read(NAME_IN_ZIP))
+    return found
+
+
+def test_a_zip_holds_the_same_results(tmp_path: Path) -> None:
+    images = [instances([[1, 1, 0], [3, 3, 1]], image_id="é"), instances([[0, 2]], image_id="b")]
+    write(tmp_path / "r.json", "coco", images)
+    write(tmp_path / "r.ZIP", "coco", images)
+    assert entries_in(tmp_path / "r.ZIP") == json.loads((tmp_path / "r.json").read_text())
+    write(tmp_path / "none.zip", "coco", [])
+    assert entries_in(tmp_path / "none.zip") == []
+
+
+def test_the_same_results_give_the_same_zip_on_any_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "one.zip", "coco", [instances([[1, 2, 3]])])
+    monkeypatch.setattr(time, "time", lambda: 2e9)
+    umask = os.umask(0o077)
+    try:
+        write(tmp_path / "other.zip", "coco", [instances([[1, 2, 3]])])
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "other.zip").read_bytes()
+
+
+def test_a_zip_can_go_into_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.zip"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_bytes)
+        write(pipe, "coco", [instances([[1, 2]])])
+        (tmp_path / "read.zip").write_bytes(read.result())
+    assert [entry["category_id"] for entry in entries_in(tmp_path / "read.zip")] == [1, 2]
+
+
+def test_numbers_stand_for_images(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    with open_writer(path, "coco", {"a": 40, "b": 0}) as writer:
+        writer.add(instances([[1]]))
+        writer.add(instances([[1]], image_id="b"))
+        writer.blank("c")
+    assert [entry["image_id"] for entry in json.loads(path.read_text())] == [40, 0]
+    with (
+        pytest.raises(SubmissionError, match="expected numbers of all images, found none of c"),
+        open_writer(path, "coco", {"a": 40}) as writer,
+    ):
+        writer.add(instances([[1]], image_id="c"))
+
+
+def test_cells_that_share_pixels_are_coco_s_alone(tmp_path: Path) -> None:
+    mask = (np.array([0]), np.array([2]))
+    scores, labels = np.array([0.5, 0.25], np.float32), np.array([1, 2])
+    cells = OverlappingCells("a", (1, 3), (mask, mask), scores, labels, ("x", "y"))
+    with open_writer(tmp_path / "r.json", "coco") as writer:
+        writer.add(cells)
+    assert json.loads((tmp_path / "r.json").read_text()) == cells.to_coco()
+    with (
+        pytest.raises(SubmissionError, match=r"s\.csv: expected cells that share no pixels, found a"),
+        open_writer(tmp_path / "s.csv", "kaggle") as writer,
+    ):
+        writer.add(cells)

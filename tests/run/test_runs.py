@@ -300,6 +300,13 @@ def other_rules(scene: Scene) -> None:
     (scene.folder / "rules.json").write_text('{"overlap_survival": 0.9}')
 
 
+def with_ids(scene: Scene, *words: str) -> None:
+    """A list of image ids, in the order of the names, or from 5 on."""
+    first = 5 if words else 0
+    entries = [{"file_name": f"image{k:03}.png", "id": first + k} for k in range(COUNT)]
+    (scene.folder / "ids.json").write_text(json.dumps(entries))
+
+
 Change = Callable[[Scene], None]
 
 
@@ -361,6 +368,48 @@ def test_a_journal_of_another_configuration_is_refused_by_its_name(
     assert f" it differs in {named}; remove the folder, or " in line
     assert {path: path.read_bytes() for path in journal_folder(scene.out).iterdir()} == before
     assert not scene.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(["--image-ids", "ids.json"], "image ids"), (["--overlaps", "keep"], "overlaps")],
+)
+def test_a_journal_of_other_ids_or_overlaps_is_refused(
+    scene: Scene,
+    words: list[str],
+    named: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(scene.folder)
+    with_ids(scene)
+    for name in ("r.zip", "r.json"):
+        scene = replace(scene, name=name)
+        with killed_after(2):
+            scene.run("--resume")
+        assert scene.run("--resume", *words) == 1
+        assert f" it differs in {named}; remove the folder" in capfd.readouterr().err.splitlines()[-1]
+    with killed_after(2):
+        scene.run(*(words := ["--image-ids", "ids.json"]), "--resume", out=scene.folder / "numbers.zip")
+    with_ids(scene, "others")
+    assert scene.run("--resume", *words, out=scene.folder / "numbers.zip") == 1
+    assert " it differs in image ids; " in capfd.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["r.json", "r.zip"])
+def test_results_with_ids_and_overlaps_go_on_to_the_same_bytes(
+    troubled: Scene, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(troubled.folder)
+    with_ids(troubled)
+    scene, words = replace(troubled, name=name), ["--image-ids", "ids.json", "--overlaps", "keep"]
+    run_here(scene.words(*words, out=scene.folder / f"undisturbed-{name}"))
+    with killed_after(4):
+        scene.run("--resume", *words)
+    assert not scene.out.exists()
+    assert scene.run("--resume", *words) == 3
+    assert scene.out.read_bytes() == (scene.folder / f"undisturbed-{name}").read_bytes()
+    assert not journal_folder(scene.out).exists()
 
 
 def test_the_first_and_last_bytes_of_a_large_image_its_size_and_its_id_are_told_apart(tmp_path: Path) -> None:
