@@ -25,7 +25,8 @@ WITHOUT_TORCH = [
     "manifest.manifest", "manifest.rules", "manifest.overrides", "manifest.writing", "competition",
     "evaluate.truth", "evaluate.scoring", "evaluate.metric", "evaluate.coco_score", "evaluate.submissions",
     "show.report", "show.candidates", "show.matches", "tuning.choices", "tuning.search", "tuning.curves",
-    "output.submission", "output.check", "output.writers", "output.predictions", "output.render",
+    "output.submission", "output.check", "output.coco_check", "output.writers", "output.predictions",
+    "output.render",
     "cells.claim", "ensemble.weights",
     "kaggle", "cli.main", "run.journal",
 ]  # fmt: skip
