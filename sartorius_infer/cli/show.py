@@ -131,7 +131,7 @@ def _looks(
 def _looks_of_submission(
     arguments: argparse.Namespace, files: dict[str, ImageFile], truth: Truth | None
 ) -> Looks:
-    from sartorius_infer.evaluate.submissions import is_results
+    from sartorius_infer.output.results import is_results
     from sartorius_infer.show.candidates import looks_of_found
 
     found, sizes = _found(arguments.submission, files, truth)

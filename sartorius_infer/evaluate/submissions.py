@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +14,8 @@ from sartorius_infer.errors import SubmissionError, TruthError, first_line
 from sartorius_infer.evaluate.coco_masks import coco_runs
 from sartorius_infer.evaluate.image_names import ImageNames
 from sartorius_infer.evaluate.true_image import Key, TrueImage
-from sartorius_infer.files import as_id, as_path, json_text, whole
+from sartorius_infer.files import as_id, as_path, whole
+from sartorius_infer.output.results import is_results, read_results
 from sartorius_infer.output.submission import read_submission
 
 _IS_SAID = re.compile(r"(.*: )?expected ")
@@ -124,11 +123,6 @@ def _at_least_one(path: Path, found: dict[str, list[FoundCell]]) -> dict[str, li
     return found
 
 
-def is_results(path: Path) -> bool:
-    """Whether a submission is COCO results: JSON, alone or in a zip."""
-    return path.suffix.lower() in (".json", ".zip")
-
-
 def _read(path: Path, sizes: Mapping[str, tuple[int, int]], names: ImageNames) -> _Read:
     return _from_coco(path, sizes, names) if is_results(path) else _from_csv(path, sizes)
 
@@ -153,11 +147,13 @@ def _from_csv(path: Path, sizes: Mapping[str, tuple[int, int]]) -> _Read:
 def _from_coco(path: Path, sizes: Mapping[str, tuple[int, int]], names: ImageNames) -> _Read:
     read, place = _Read(), ""
     try:
-        for index, entry in enumerate(_results(path), start=1):
+        for index, entry in enumerate(read_results(path), start=1):
             place = f"entry {index}: "
             read.add(entry, sizes, names)
         place = ""
         names.require_one_kind(read.numbers)
+    except SubmissionError:
+        raise
     except Exception as error:  # a malformed file fails in any way, in pycocotools too
         raise SubmissionError(f"{path}: {place}{_reason(error)}") from None
     # Results name no image without cells; of other images alone, they say nothing of these.
@@ -172,21 +168,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ValueError) and _IS_SAID.match(said):
         return said
     return f"expected COCO results, found {type(error).__name__}: {said}"
-
-
-def _results(path: Path) -> list[Any]:
-    """The entries of a file of results, or of the only one in a zip."""
-    if path.suffix.lower() == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            inside = [name for name in archive.namelist() if name.lower().endswith(".json")]
-            if len(inside) != 1:
-                raise ValueError(f"expected one JSON in the zip, found {len(inside)}")
-            content = json.loads(archive.read(inside[0]))
-    else:
-        content = json.loads(json_text(path))
-    if not isinstance(content, list):
-        raise ValueError(f"expected COCO results, a list, found a {type(content).__name__}")
-    return content
 
 
 def _cell(entry: Mapping[str, Any], image_id: str, size_hw: tuple[int, int]) -> FoundCell:

@@ -105,7 +105,7 @@ def test_results_in_a_zip(tmp_path: Path, name: str) -> None:
     assert len(read_found(tmp_path / name, truth)["a"]) == 1
     with zipfile.ZipFile(tmp_path / name, "w"):
         pass
-    with pytest.raises(SubmissionError, match="expected one JSON in the zip, found 0"):
+    with pytest.raises(SubmissionError, match="expected one JSON in the zip, found none"):
         read_found(tmp_path / name, truth)
 
 
