@@ -17,7 +17,13 @@ def import_parser() -> argparse.ArgumentParser:
         "leftovers, and manifest entries with everything that their configs decide. All of them or none.",
     )
     add = parser.add_argument
-    add("files", nargs="*", type=Path, metavar="FILE", help="checkpoints, torchvision's or Detectron2's")
+    add(
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="checkpoints, torchvision's or Detectron2's; FILE::ema is one network of several",
+    )
     add("--checkpoint", type=Path, metavar="FILE", help="the same, for one")
     add(
         "--config",

@@ -27,7 +27,8 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="W",
-        help="manifest, checkpoints (.pth, .pt, .safetensors) or a folder; default: the one that is included",
+        help="manifest, checkpoints (.pth, .pt, .safetensors) or a folder; FILE::ema is one network of a "
+        "file of several; default: the one that is included",
     )
     parser.add_argument(
         "--plugin",

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_factories import prefixed
+from checkpoint_factories import group_norm, prefixed, resnet_pyramid, tiny
 from detectron2_runs import CASCADE, PARTS, SMALL, write_run
 from detectron2_runs import small_state as detectron2_state
 from small import manifest, saved, small, small_state
+from torchvision.models import resnet
 
 from sartorius_infer.cli.main import main
 from sartorius_infer.ensemble.describe import describe_weights as describe
@@ -71,6 +72,17 @@ def test_a_bare_checkpoint(tmp_path: Path) -> None:
     assert {"anchors.sizes = ((32), (64), (128))", "detection.per_image = 100"} <= set(found[ASSUMED])
     assert SAID not in found
     assert "resize.shortest_edge = 800 (assumed)" in found["preprocessing"]
+
+
+def test_group_norm_is_told_where_other_norms_have_statistics_else_assumed(tmp_path: Path) -> None:
+    model = tiny(resnet_pyramid(resnet.resnet18(), channels=64, norm_layer=group_norm))
+    whole = dict(model.state_dict())
+    found = fields(saved(tmp_path / "a.pth", whole))
+    assert {"fpn.norm.kind = group", "body_norm.kind = batch"} <= set(found[TOLD])
+    bare = {key: t for key, t in whole.items() if not key.endswith(("_mean", "_var", "_tracked"))}
+    found = fields(saved(tmp_path / "a.pth", bare))
+    assert {"fpn.norm.kind = group", "body_norm.kind = group"} <= set(found[ASSUMED])
+    assert not [line for line in found[TOLD] if "group" in line]
 
 
 def test_every_part_is_told_or_assumed_once(tmp_path: Path) -> None:

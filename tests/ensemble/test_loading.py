@@ -27,6 +27,7 @@ from torchvision.models import resnet
 
 from sartorius_infer.ensemble import loading
 from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.ensemble.importing import import_checkpoint
 from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.member import make_member
 from sartorius_infer.errors import CheckpointError, ManifestError, SartoriusError
@@ -320,6 +321,63 @@ def test_an_unknown_architecture(tmp_path: Path) -> None:
     assert said.startswith("a.pth: expected an architecture of ")
     assert "found 'yolo'" in said
     assert said.endswith("--plugin FILE.py")
+
+
+# Averages over parameters, which lack the statistics of norms.
+
+
+def average(state: State) -> State:
+    return {key: t for key, t in state.items() if not key.endswith(("_mean", "_var", "_tracked"))}
+
+
+@pytest.mark.parametrize("name", ["ema", "model_ema", "swa_model", "shadow", "model.avg"])
+def test_an_average_without_statistics_is_refused(tmp_path: Path, name: str) -> None:
+    wrapped: Any = average(small_state())
+    for part in reversed(name.split(".")):
+        wrapped = {part: wrapped}
+    said = error(saved(tmp_path / "a.pth", wrapped))
+    assert f"a.pth: {name}: expected the running statistics of norms, found none, as in an average " in said
+    assert said.endswith("(body_norm.kind)")
+
+
+def test_a_group_norm_that_nothing_tells_is_an_assumption(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = saved(tmp_path / "a.pth", average(small_state()))
+    with caplog.at_level("WARNING"):
+        load(path)
+    (said,) = caplog.messages
+    assert said.startswith(f"{path}: assumed group norm (body_norm.kind), since the file holds no running st")
+    caplog.clear()
+    told = {"network": {"body_norm": {"kind": "group"}}}
+    with caplog.at_level("WARNING"):
+        load(manifest(tmp_path, told))
+        done = import_checkpoint(path, tmp_path / "w")
+        caplog.clear()
+        load(done.manifest)
+    assert not caplog.messages
+
+
+def test_an_average_whose_norms_a_manifest_says_are_batch_norms(tmp_path: Path) -> None:
+    saved(tmp_path / "a.pth", average(small_state()))
+    for kind in ("batch", "frozen"):
+        said = error(manifest(tmp_path, {"network": {"body_norm": {"kind": kind}}}))
+        assert "missing: backbone.body.bn1.running_mean, " in said
+        assert "An average over named_parameters() has no running statistics of norms" in said
+
+
+def test_an_average_of_frozen_norms_has_none(tmp_path: Path) -> None:
+    bare = {key: t for key, t in small_state().items() if ".bn" not in key and "downsample.1" not in key}
+    said = error(saved(tmp_path / "a.pth", bare))
+    assert "a.pth: expected the norms of the resnet18, found none, as in an average over named_para" in said
+
+
+def test_an_average_of_a_detectron2_network(tmp_path: Path) -> None:
+    state = {key: t for key, t in detectron2_state().items() if ".norm." not in key}
+    said = error(write_run(tmp_path, content={"ema": state}))
+    assert "An average over named_parameters() has no running statistics of norms" in said
+    content = {"model": detectron2_state(), "ema": state}
+    assert detectron2(load(write_run(tmp_path, content=content))).class_count == 3
 
 
 # What does not fit.

@@ -287,3 +287,28 @@ def test_a_network_that_cannot_be_built(build: Any, reason: str, tmp_path: Path)
     torch.save({"weight": torch.ones(2)}, tmp_path / "own.pth")
     with pytest.raises(CheckpointError, match=rf"own\.pth: own cannot be built: {reason}"):
         load_ensemble([tmp_path / "own.pth"], torch.device("cpu"))
+
+
+def test_a_plugin_gets_what_lies_beside_a_mask_rcnn_s_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only it knows what belongs to its network."""
+    seen: list[set[str]] = []
+
+    class Own:
+        class_count = 3
+
+        def to(self, device: torch.device) -> Own:
+            return self
+
+    def build(spec: ModelSpec, state: dict[str, Tensor], precision: torch.dtype) -> Any:
+        seen.append(set(state))
+        return Own()
+
+    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
+    register_network("own", build, lambda state: "refine.w" in state)
+    keys = ("model.backbone.w", "model.rpn.w", "model.roi_heads.w", "refine.w", "model.criterion.w")
+    torch.save({"state_dict": {key: torch.ones(2) for key in keys}}, tmp_path / "a.pth")
+    load_ensemble(tmp_path / "a.pth", "cpu")
+    assert seen == [{"backbone.w", "rpn.w", "roi_heads.w", "refine.w", "criterion.w"}]
+    assert not caplog.messages
