@@ -167,6 +167,8 @@ def _write_submissions(folder: Path, case: Case, ids: Sequence[str]) -> None:
         rows = [f"{p.image_id},{text}" for p in case.predictions for text in _texts(case, p.image_id, rules)]
         kept = [row for row in rows if row.split(",")[0] in ids]
         (folder / name).write_text("\n".join(["id,predicted", *kept, ""]))
+    numbered = [{"file_name": f"{image_id}.tif", "id": k} for k, image_id in enumerate(ids, start=1)]
+    (folder / "test_image_name_to_ids.json").write_text(json.dumps(numbered))
     (folder / "sample_submission.csv").write_text("\n".join(["id,predicted", *(f"{i},1 1" for i in ids), ""]))
 
 

@@ -375,3 +375,17 @@ def test_cells_that_share_pixels_are_coco_s_alone(tmp_path: Path) -> None:
         open_writer(tmp_path / "s.csv", "kaggle") as writer,
     ):
         writer.add(cells)
+
+
+def test_the_page_shows_what_is_written(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8").split("\n## What is written\n")[1]
+    rows, results = (page.split(f"\n```{language}\n")[1].split("```")[0] for language in ("text", "json"))
+    first, second = (row.split(",")[1] for row in rows.splitlines()[1:3])
+    scores, labels = np.array([0.875, 0.5], np.float32), np.array([1, 2])
+    cells = Instances("a", decode_label_map([first, second], (520, 704)), scores, labels, ("x", "y"))
+    with open_writer(tmp_path / "s.csv", "kaggle") as writer:
+        writer.add(cells)
+        writer.blank("b")
+    assert (tmp_path / "s.csv").read_text() == rows
+    write(tmp_path / "r.json", "coco", [cells[np.array([0])]])
+    assert (tmp_path / "r.json").read_text() == results
