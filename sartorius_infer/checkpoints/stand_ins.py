@@ -262,4 +262,6 @@ def as_tensor(value: Leaf, path: Path, key: str) -> Tensor:
     try:
         return value.tensor()
     except (ValueError, OverflowError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: {key[:100]}: {error}") from None
+        raise CheckpointError(
+            f"{path}: {key[:100] if key.isprintable() else repr(key[:100])}: {error}"
+        ) from None

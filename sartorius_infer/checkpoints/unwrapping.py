@@ -75,7 +75,7 @@ class Network:
     @property
     def name(self) -> str:
         """What it is chosen by."""
-        return self.head.removesuffix(".") or TOP
+        return _short(self.head.removesuffix(".")) or TOP
 
     @property
     def is_of_one_mapping(self) -> bool:
@@ -104,9 +104,14 @@ class Chosen:
     def left_out(self, most: int = 3) -> tuple[str, ...]:
         """What was left out, in words; counters are no loss."""
         said = [key for key in self.outside if not key.endswith(_COUNTERS)]
-        words = [f"{key} ({_values(self.outside[key])})" for key in said[:most]]
+        words = [f"{_short(key)} ({_values(self.outside[key])})" for key in said[:most]]
         more = [f"{len(said) - most} more tensors"] if len(said) > most else []
         return (*words, *more, *self.others)
+
+
+def _short(text: str, most: int = 80) -> str:
+    """Text of a file in a message: on one line, and not too long."""
+    return f"{text[:most]}{'...' * (len(text) > most)}" if text.isprintable() else repr(text[:most])
 
 
 def _values(leaf: Leaf) -> str:
@@ -175,7 +180,7 @@ def _networks(found: Sequence[Place], path: Path) -> list[Network]:
 def _add(network: Network, key: str, place: Place, path: Path) -> None:
     if key in network.leaves and not _same(network.leaves[key], place.leaf, path):
         raise CheckpointError(
-            f"{path}: expected one network, found two values of {network.head + key!r}; keep one"
+            f"{path}: expected one network, found two values of {_short(network.head + key)!r}; keep one"
         )
     network.leaves[key] = place.leaf
 
@@ -202,7 +207,7 @@ def _by_name(found: Sequence[Place], networks: Sequence[Network], path: Path, st
     if not under:
         names = [n.name for n in networks] or list(dict.fromkeys(p.trail or TOP for p in found))
         some = ", ".join(repr(name)[:60] for name in names[:4]) or "no tensors"
-        raise CheckpointError(f"{path}: expected a network under {state!r}, found {some}")
+        raise CheckpointError(f"{path}: expected a network under {_short(state)!r}, found {some}")
     network = Network(f"{state.strip('.')}.", next(iter(under.values())).trail)
     network.leaves = {key: place.leaf for key, place in under.items()}
     return Chosen(network)
@@ -250,7 +255,7 @@ def _require_complete(chosen: Network, networks: Sequence[Network], path: Path) 
         if missing := sorted(_lacking(chosen, other)):
             raise CheckpointError(
                 f"{path}: {chosen.name}: expected the running statistics of norms, found none, as in an "
-                f"average over named_parameters(): {missing[0]} and {len(missing) - 1} more are in "
+                f"average over named_parameters(): {_short(missing[0])} and {len(missing) - 1} more are in "
                 f"{other.name!r}; choose {path.name}::{other.name}, or save the average with its buffers"
             )
 

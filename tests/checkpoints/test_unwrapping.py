@@ -350,6 +350,22 @@ def test_copies_are_one_network(tmp_path: Path, names: tuple[str, str]) -> None:
         assert read.left_out == ()
 
 
+LONG = "very" * 1000
+LINES = "a\nWARNING: all is well\x1b[2J"
+
+
+@pytest.mark.parametrize("name", [LONG, LINES], ids=["long", "lines"])
+def test_names_of_a_file_stay_on_one_line_of_a_message(tmp_path: Path, name: str) -> None:
+    two = {name: parts(), f"other {name}": scaled(parts())}
+    refused(tmp_path, two)
+    refused(tmp_path, two, "nothing")
+    refused(tmp_path, {name: parts(), "ema": average(parts())}, "ema")
+    refused(tmp_path, parts() | {f"backbone.{name}": torch.ones(2), f"backbone.module.{name}": torch.ones(3)})
+    (said,) = reading(tmp_path, prefixed(parts(), "model.") | {name: torch.ones(3)}).left_out
+    assert said.isprintable()
+    assert len(said) < 120
+
+
 # Averages over parameters.
 
 
