@@ -138,11 +138,12 @@ def freeze(learner: Learner, stage: Stage) -> list[tuple[str, nn.Parameter]]:
 
 
 def set_modes(learner: Learner, stage: Stage) -> None:
-    """Training mode, but for frozen modules: their norms must keep their statistics."""
+    """Training mode, but for frozen modules and norms: they must keep their statistics."""
     learner.train()
     frozen = _frozen_prefixes(learner.model, stage)
     for name, module in learner.model.named_modules():
-        if f"{name}.".startswith(frozen) and frozen:
+        held = stage.norms == "frozen" and isinstance(module, nn.BatchNorm2d)
+        if held or (frozen and f"{name}.".startswith(frozen)):
             module.eval()
 
 

@@ -87,7 +87,8 @@ class Stage(Settings):
 
     `trains`: all, or the heads alone (everything but the body; the pyramid counts as a head).
     `freeze_at` leaves the first parts of the body as they are: 0 none, 1 the stem, 2 the first stage too,
-    and so on to 5, as Detectron2's FREEZE_AT.
+    and so on to 5, as Detectron2's FREEZE_AT. `norms` frozen: batch norms use and keep the statistics that
+    inference will use, where else they take those of the few crops at hand; their weights learn.
     """
 
     iterations: Count | None = None
@@ -97,6 +98,7 @@ class Stage(Settings):
     images: Literal["train", "validation", "all"] = "train"
     trains: Literal["all", "heads"] = "all"
     freeze_at: Annotated[int, Field(ge=0, le=5)] = 0
+    norms: Literal["batch", "frozen"] = "batch"
     mix: Mix = Mix()
     optimiser: Optimiser
     schedule: Schedule = Schedule()

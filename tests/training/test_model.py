@@ -91,6 +91,17 @@ def test_frozen_parts_keep_weights_and_statistics(tmp_path: Path) -> None:
     assert all(module.training for module in learner.modules())
 
 
+def test_frozen_norms_keep_their_statistics_and_learn_their_weights(tmp_path: Path) -> None:
+    learner = build_learner(make_recipe(), tmp_path)
+    stage = _stage(norms="frozen")
+    names = [name for name, _ in freeze(learner, stage)]
+    set_modes(learner, stage)
+    assert "backbone.body.bn1.weight" in names
+    assert not learner.model.backbone.body.bn1.training
+    assert learner.model.backbone.body.conv1.training
+    assert learner.model.rpn.training  # it makes anchors and losses in training alone
+
+
 def test_convnext_freezes_by_stage(tmp_path: Path) -> None:
     network = {"body": "convnext_tiny", "stages": [1, 2], "fpn": {"channels": 8},
                "anchors": {"sizes": [[8], [16], [32]]}}  # fmt: skip
