@@ -323,8 +323,8 @@ def _inputs(arguments: argparse.Namespace) -> tuple[list[Path], Path | None]:
 def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
     """The networks on their device, with the command line's views and rules in place, which it says."""
     from sartorius_infer.ensemble.describe import told_and_assumed
-    from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve_precision
-    from sartorius_infer.ensemble.loading import load
+    from sartorius_infer.ensemble.device import resolve_device
+    from sartorius_infer.ensemble.loading import load_for_runs
     from sartorius_infer.ensemble.weights import find_weights
     from sartorius_infer.manifest.views import parse_views
 
@@ -332,10 +332,7 @@ def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
     views = parse_views(arguments.views)
     weights = find_weights(arguments.weights)
     device = resolve_device(arguments.device, rank.local if rank.count > 1 else None)
-    keep_memory(device)
-    ensemble = load(weights, device, resolve_precision(arguments.precision, device))
-    if arguments.precision == "fp32-fast":
-        ensemble.quicken()
+    ensemble = load_for_runs(weights, device, arguments.precision)
     if rank.is_first and weights.is_bare:
         for spec in ensemble.manifest.models:
             if said := told_and_assumed(spec):

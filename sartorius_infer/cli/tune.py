@@ -161,15 +161,13 @@ def _load_predictions(folders: Sequence[Path], manifest: Manifest) -> list[tuple
 
 def _networks(arguments: argparse.Namespace, weights: Weights) -> tuple[Ensemble, tuple[ImageFile, ...]]:
     """The ensemble, and the images that it will see."""
-    from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve_precision
-    from sartorius_infer.ensemble.loading import load
+    from sartorius_infer.ensemble.device import resolve_device
+    from sartorius_infer.ensemble.loading import load_for_runs
     from sartorius_infer.images.find import find_images
 
     load_plugins(arguments)
     files = find_images(arguments.images, arguments.recursive)
-    device = resolve_device(arguments.device)
-    keep_memory(device)
-    return load(weights, device, resolve_precision("auto", device)), files
+    return load_for_runs(weights, resolve_device(arguments.device)), files
 
 
 def _look(ensemble: Ensemble, files: Sequence[ImageFile]) -> Iterator[tuple[Prediction, ...]]:

@@ -78,12 +78,22 @@ def load_ensemble(
     """
     found = find_weights(weights)
     where = device if isinstance(device, torch.device) else resolve_device(device)
-    keep_memory(where)
-    dtype = precision if isinstance(precision, torch.dtype) else resolve_precision(precision, where)
-    ensemble = load(found, where, dtype)
+    return load_for_runs(found, where, precision).with_overrides(
+        views, rules=rules, score=score, min_area=min_area, edge=edge
+    )
+
+
+def load_for_runs(weights: Weights, device: torch.device, precision: str | torch.dtype = "auto") -> Ensemble:
+    """The networks on `device` as a whole process uses them, in the precision that is asked for by name.
+
+    Raises ManifestError, CheckpointError and DeviceError.
+    """
+    keep_memory(device)
+    dtype = precision if isinstance(precision, torch.dtype) else resolve_precision(precision, device)
+    ensemble = load(weights, device, dtype)
     if precision == "fp32-fast":
         ensemble.quicken()
-    return ensemble.with_overrides(views, rules=rules, score=score, min_area=min_area, edge=edge)
+    return ensemble
 
 
 def load(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sartorius_infer.checkpoints.files import SUFFIXES, looks_like_a_checkpoint, named_network
 from sartorius_infer.errors import CheckpointError, ManifestError
-from sartorius_infer.files import Paths, as_paths
+from sartorius_infer.files import Paths, as_paths, visible
 from sartorius_infer.manifest.manifest import MANIFEST_NAME, Plan, load_manifest
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def _of_manifest(path: Path) -> Weights:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    files = [path for path in visible(folder) if path.is_file()]
     found = [path for path in files if looks_like_a_checkpoint(path)]
     if not found:
         raise CheckpointError(

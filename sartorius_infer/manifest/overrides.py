@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from sartorius_infer.errors import ManifestError
 from sartorius_infer.manifest.manifest import Manifest, read_settings
-from sartorius_infer.manifest.rules import ClassRule, EdgeThresholds, Rules
+from sartorius_infer.manifest.rules import ClassRule, EdgeMode, EdgeThresholds, Rules
 
 DEFAULT = "default"
 """The source of a setting that nobody wrote."""
 
-EDGE_MODES = ("rule", "keep", "drop")
+EDGE_MODES: tuple[EdgeMode, ...] = get_args(EdgeMode)
 
 _BY_CLASS = {"score": "score", "min_area": "min area", "mask": "mask", "edge": "edge score/area"}
 _SHARED = {
@@ -64,7 +64,7 @@ def override_rules(
     file: Rules | str | Path | None = None,
     score: Mapping[str, float] | None = None,
     min_area: Mapping[str, int] | None = None,
-    edge: Literal["rule", "keep", "drop"] | None = None,
+    edge: EdgeMode | None = None,
     origin: str = "manifest",
 ) -> RulesInForce:
     """The rules of some classes with others in their place, as far as they are given.
