@@ -44,7 +44,7 @@ def make_norm(norm: Norm, body: str = "") -> MakeNorm | None:
     return None
 
 
-def _norm_layer(norm: Norm, channels: int) -> nn.Module | None:
+def norm_layer(norm: Norm, channels: int) -> nn.Module | None:
     """The layer that `norm` describes; frozen and batch norm are the same once nothing is trained."""
     if norm.kind == "none":
         return None
@@ -57,17 +57,18 @@ class Conv(nn.Conv2d):
     """A convolution that keeps the size up to its stride, with the norm after it as a child of its own."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, norm: Norm, *, stride: int = 1,
-                 groups: int = 1, bias: bool | None = None) -> None:  # fmt: skip
+                 groups: int = 1, dilation: int = 1, bias: bool | None = None) -> None:  # fmt: skip
         super().__init__(
             inputs,
             outputs,
             kernel,
             stride,
-            kernel // 2,
-            groups=groups,
+            kernel // 2 * dilation,
+            dilation,
+            groups,
             bias=norm.kind == "none" if bias is None else bias,
         )
-        self.norm = _norm_layer(norm, outputs)
+        self.norm = norm_layer(norm, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, h, w) -> (B, outputs, h / stride, w / stride)."""

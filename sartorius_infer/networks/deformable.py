@@ -1,0 +1,71 @@
+"""Deformable convolutions: the taps of a kernel stand where another convolution moves them.
+
+Sources: Dai et al., Deformable Convolutional Networks, 2017 (arXiv 1703.06211); modulated, each tap with a
+weight of its own: Zhu et al., Deformable ConvNets v2, 2019 (arXiv 1811.11168). Samples are torchvision's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+from sartorius_infer.networks.layers import Conv
+
+
+class OffsetConv(nn.Conv2d):
+    """Where the taps of a convolution of the same kernel, stride, padding and dilation stand.
+
+    It computes in float32 whatever the network does: its outputs are pixels, and half precision would
+    move a tap of a few pixels by a tenth of one.
+    """
+
+    def __init__(self, inputs: int, *, deformable_groups: int, modulated: bool, kernel: int = 3,
+                 stride: int = 1, dilation: int = 1, groups: int = 1) -> None:  # fmt: skip
+        super().__init__(
+            inputs,
+            deformable_groups * kernel**2 * (3 if modulated else 2),
+            kernel,
+            stride,
+            kernel // 2 * dilation,
+            dilation,
+            groups,
+        )
+        self.modulated = modulated
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> float32 (B, 2 G k k or 3 G k k, h / stride, w / stride).
+
+        For each deformable group and tap, rows before columns, the pair (down, right) in pixels; then, where
+        taps are modulated, the logit of each one's weight.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+def deform(conv: nn.Conv2d, x: Tensor, moves: Tensor, modulated: bool) -> Tensor:
+    """What `conv` gives of x (B, C, H, W) with its taps moved as `OffsetConv` says, in x's dtype."""
+    offsets, weights = moves, None
+    if modulated:
+        cut = moves.shape[1] // 3 * 2
+        offsets, weights = moves[:, :cut], moves[:, cut:].sigmoid()
+    geometry: Any = conv.stride, conv.padding, conv.dilation
+    bias = None if conv.bias is None else conv.bias.float()
+    with torch.autocast(x.device.type, enabled=False):
+        out = deform_conv2d(x.float(), offsets, conv.weight.float(), bias, *geometry, weights)
+    return out.to(x.dtype)
+
+
+class DeformableConv(Conv):
+    """A convolution, and the norm after it, whose taps somebody else moves."""
+
+    def __init__(self, *args: Any, modulated: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.modulated = modulated
+
+    def forward(self, x: Tensor, moves: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, inputs, h, w) -> (B, outputs, h / stride, w / stride); `moves` as `OffsetConv` gives them."""
+        out = deform(self, x, moves, self.modulated)
+        return out if self.norm is None else self.norm(out)
