@@ -14,20 +14,28 @@ from sartorius_infer.manifest.parts import Fpn, Norm, Sizes
 from sartorius_infer.manifest.settings import Count, Fraction, Positive, Settings
 
 Level = Annotated[int, Field(ge=2, le=6)]
+Stage = Annotated[int, Field(ge=2, le=5)]
 BoxWeights = tuple[Positive, Positive, Positive, Positive]
 
 
 class Detectron2Body(Settings):
-    """A ResNet or ResNeXt. `stages` feed the pyramid: consecutive, up to 5 (res5)."""
+    """A ResNet, a ResNeXt or, with a radix over 1, a ResNeSt, whose stem is deep and who halves by averaging.
 
-    depth: Literal[18, 34, 50, 101, 152] = 50
+    `stages` feed the pyramid: consecutive, up to 5 (res5).
+    """
+
+    depth: Literal[18, 34, 50, 101, 152, 200, 269] = 50
     groups: Count = 1
     width_per_group: Count = 64
-    stem_channels: Count = 64
+    radix: Count = Field(1, description="maps that a ResNeSt's attention weighs against each other")
+    stem_channels: Count = Field(64, description="of a plain stem; a ResNeSt's follow from its depth")
     res2_channels: Count = 256
     stride_in_1x1: bool = Field(True, description="halve in a block's first convolution, not in its 3 x 3")
     norm: Norm = Norm(kind="frozen")
-    stages: Annotated[tuple[Annotated[int, Field(ge=2, le=5)], ...], Field(min_length=1)] = (2, 3, 4, 5)
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = (2, 3, 4, 5)
+    deformable: tuple[Stage, ...] = Field((), description="stages whose 3 x 3 convolutions are deformable")
+    modulated: bool = Field(False, description="each tap of a deformable convolution has a weight")
+    deformable_groups: Count = Field(1, description="groups of channels whose taps move together")
 
     @model_validator(mode="after")
     def _possible(self) -> Detectron2Body:
@@ -35,6 +43,23 @@ class Detectron2Body(Settings):
             raise ValueError(f"stages: expected consecutive ones up to 5, found {self.stages}")
         if self.depth < 50 and (self.groups, self.res2_channels) != (1, 64):
             raise ValueError("depth: expected groups 1 and res2_channels 64 with 18 and 34 layers")
+        if self.depth < 50 and (self.deformable or self.radix > 1):
+            raise ValueError(
+                f"depth: expected 50 or more with deformable stages or a radix, found {self.depth}"
+            )
+        if self.depth > 152 and self.radix == 1:
+            raise ValueError(f"depth: expected a radix over 1 with {self.depth} layers, found 1")
+        if self.radix > 1 and (self.groups > 1 or self.stride_in_1x1):
+            raise ValueError(
+                "radix: expected groups 1 and no stride_in_1x1 with a radix over 1, found others"
+            )
+        if list(self.deformable) != sorted(set(self.deformable)):
+            raise ValueError(f"deformable: expected different stages in order, found {self.deformable}")
+        if self.deformable and self.groups * self.width_per_group % self.deformable_groups:
+            raise ValueError(
+                f"deformable_groups: expected a divisor of {self.groups * self.width_per_group}, "
+                f"found {self.deformable_groups}"
+            )
         return self
 
 
@@ -63,7 +88,10 @@ class Detectron2Anchors(Settings):
 
 
 class Detectron2Rpn(Settings):
-    """The region proposal network; a convolution of null channels keeps the pyramid's."""
+    """The region proposal network; a convolution of null channels keeps the pyramid's.
+
+    A level that `levels` names twice is seen twice, each time with the anchors of its place in the list.
+    """
 
     levels: Annotated[tuple[Level, ...], Field(min_length=1)] = (2, 3, 4, 5, 6)
     conv_channels: Annotated[tuple[Count | None, ...], Field(min_length=1)] = (None,)
@@ -139,9 +167,9 @@ class Detectron2Parts(Settings):
     def _levels(self) -> Detectron2Parts:
         available = (*self.body.stages, 6)
         for name, levels in (("rpn.levels", self.rpn.levels), ("roi_levels", self.roi_levels)):
-            if not set(levels) <= set(available) or list(levels) != sorted(set(levels)):
-                raise ValueError(f"{name}: expected levels of {available} in order, found {levels}")
-        if self.roi_levels[-1] - self.roi_levels[0] != len(self.roi_levels) - 1:
+            if not set(levels) <= set(available):
+                raise ValueError(f"{name}: expected levels of {available}, found {levels}")
+        if list(self.roi_levels) != list(range(self.roi_levels[0], self.roi_levels[-1] + 1)):
             raise ValueError(f"roi_levels: expected consecutive levels, found {self.roi_levels}")
         for name in ("sizes", "aspect_ratios"):
             found = len(getattr(self.anchors, name))

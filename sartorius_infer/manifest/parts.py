@@ -18,11 +18,11 @@ Sizes = Annotated[tuple[Positive, ...], Field(min_length=1)]
 class Norm(Settings):
     """A normalisation layer.
 
-    `eps` null means 1e-5 (1e-3 for batch norm in a MobileNetV3 body). Torchvision models that were
-    fine-tuned from its COCO weights have frozen norm with eps 0; the file does not tell.
+    `eps` null means 1e-5 (1e-6 for layer norm, 1e-3 for batch norm in a MobileNetV3 body). Torchvision models
+    that were fine-tuned from its COCO weights have frozen norm with eps 0; the file does not tell.
     """
 
-    kind: Literal["none", "frozen", "batch", "group"] = "none"
+    kind: Literal["none", "frozen", "batch", "group", "layer"] = "none"
     eps: Annotated[float, Field(ge=0)] | None = None
     groups: Count = Field(32, description="of group norm")
 

@@ -54,7 +54,7 @@ def deform(conv: nn.Conv2d, x: Tensor, moves: Tensor, modulated: bool) -> Tensor
     geometry: Any = conv.stride, conv.padding, conv.dilation
     bias = None if conv.bias is None else conv.bias.float()
     with torch.autocast(x.device.type, enabled=False):
-        out = deform_conv2d(x.float(), offsets, conv.weight.float(), bias, *geometry, weights)
+        out: Tensor = deform_conv2d(x.float(), offsets, conv.weight.float(), bias, *geometry, weights)
     return out.to(x.dtype)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops import FrozenBatchNorm2d
 
 from sartorius_infer.manifest.parts import Norm
@@ -19,6 +20,8 @@ RESNET_LAYERS = {
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+    269: (3, 30, 48, 8),
 }
 
 
@@ -29,6 +32,8 @@ def norm_eps(norm: Norm, body: str = "") -> float:
     """The eps of a norm: its own, else that which torchvision gives it, in the body of that name."""
     if norm.eps is not None:
         return norm.eps
+    if norm.kind == "layer":
+        return 1e-6
     return MOBILENET_EPS if norm.kind == "batch" and body.startswith("mobilenet") else 1e-5
 
 
@@ -41,6 +46,8 @@ def make_norm(norm: Norm, body: str = "") -> MakeNorm | None:
         return partial(nn.BatchNorm2d, eps=eps)
     if norm.kind == "group":
         return partial(nn.GroupNorm, norm.groups, eps=eps)
+    if norm.kind == "layer":
+        return partial(LayerNorm2d, eps=eps)
     return None
 
 
@@ -50,6 +57,9 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module | None:
         return None
     if norm.kind == "group":
         return nn.GroupNorm(norm.groups, channels, eps=norm_eps(norm))
+    if norm.kind == "layer":  # over the channels of each pixel
+        over_channels: nn.Module = LayerNorm2d(channels, eps=norm_eps(norm))
+        return over_channels
     return nn.BatchNorm2d(channels, eps=norm_eps(norm))
 
 

@@ -13,7 +13,7 @@ from sartorius_infer.networks.layers import norm_layer
 
 
 class SplitAttention(nn.Module):
-    """`conv` gives `radix` maps of all channels one after another; a softmax over them says what each is worth.
+    """`conv` gives `radix` maps one after another; for each channel a softmax says what each map is worth.
 
     conv  a convolution of (B, C, h, w) to (B, radix C, h', w') in radix x cardinality groups
     """

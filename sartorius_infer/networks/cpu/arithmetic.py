@@ -21,6 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from sartorius_infer.networks.cpu.winograd import FEWEST_CHANNELS, WinogradConv2d
 from sartorius_infer.networks.layers import Conv
+from sartorius_infer.networks.split_attention import SplitAttention
 
 _PLAIN = (nn.Conv2d, Conv)
 """Convolutions that do nothing else; a subclass of a plugin's may."""
@@ -55,8 +56,8 @@ def fold_norms(model: nn.Module) -> None:
 def _pairs(parent: nn.Module) -> Iterator[tuple[nn.Conv2d, str]]:
     """Convolutions whose output goes to a child of `parent`, with that child's name.
 
-    They are neighbours in a sequence, `convN` and `bnN` of torchvision's residual networks, or a norm
-    that the convolution itself holds, as Detectron2's does.
+    They are neighbours in a sequence, `convN` and `bnN` of torchvision's residual networks, those of split
+    attention, or a norm that the convolution itself holds, as Detectron2's does.
     """
     children = {name: child for name, child in parent._modules.items() if child is not None}
     pairs: list[tuple[str, str]] = []
@@ -66,6 +67,8 @@ def _pairs(parent: nn.Module) -> Iterator[tuple[nn.Conv2d, str]]:
         pairs = list(pairwise(children))
     elif isinstance(parent, BasicBlock | Bottleneck | IntermediateLayerGetter):
         pairs = [(name, "bn" + name.removeprefix("conv")) for name in children if name.startswith("conv")]
+    elif isinstance(parent, SplitAttention):
+        pairs = [(conv, norm) for conv, norm in (("conv", "bn0"), ("fc1", "bn1")) if norm in children]
     for first, second in pairs:
         conv = children[first]
         if isinstance(conv, nn.Conv2d) and type(conv) in _PLAIN and second in children:

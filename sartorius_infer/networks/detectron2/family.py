@@ -47,16 +47,14 @@ class Detectron2Family(Family):
                 "writes one where it trains, and cfg.dump() gives its text"
             )
         said, count = read_config(config), foreground_classes(checkpoint.state, spec.file)
-        if said.class_count not in (None, count):
-            raise CheckpointError(
-                f"{config}: MODEL.ROI_HEADS.NUM_CLASSES: expected {count}, as {path.name} has, found "
-                f"{said.class_count}"
-            )
+        source = said.source
+        if said.class_count not in (None, count):  # scripts set it in code and leave the file as it was
+            source += f" (but for NUM_CLASSES: {said.class_count} there, {count} in the checkpoint)"
         update = {
             "architecture": ARCHITECTURE,
             "preprocessing": said.preprocessing,
             "detectron2": said.parts,
-            "provenance": said.source,
+            "provenance": source,
         }
         return spec.model_copy(update=update)
 
@@ -70,10 +68,12 @@ class Detectron2Family(Family):
         body, values = parts.body, flatten(parts.model_dump())
         kind = "Cascade Mask R-CNN" if parts.box_head.cascade else "Mask R-CNN"
         width = f" {body.groups}x{body.width_per_group}d" if body.groups > 1 else ""
-        name = f"{'X' if body.groups > 1 else 'R'}{body.depth}{width}"
+        letter = "ResNeSt-" if body.radix > 1 else "X" if body.groups > 1 else "R"
+        taps = " with deformable convolutions" if body.deformable else ""
+        name = f"{letter}{body.depth}{width}"
         silent = {n for n in values if is_idle(n, values) or (n.endswith(".eps") and values[n] is None)}
         return [
-            f"  architecture  Detectron2 {kind}, {name}-FPN of {parts.fpn.channels} channels",
+            f"  architecture  Detectron2 {kind}, {name}-FPN of {parts.fpn.channels} channels{taps}",
             "  settings:",
             *(f"    {n} = {plain(value)}" for n, value in values.items() if n not in silent),
             *preprocessing_lines(spec.preprocessing),

@@ -1,7 +1,7 @@
 """Detectron2's modules, built from parts: children carry its own names, so that its keys fit as they are.
 
-Source: Detectron2 0.6 (https://github.com/facebookresearch/detectron2), `modeling/backbone/resnet.py` and
-`fpn.py`, `proposal_generator/rpn.py`, `roi_heads/box_head.py`, `fast_rcnn.py` and `mask_head.py`.
+Source: Detectron2 0.6 (https://github.com/facebookresearch/detectron2), `modeling/backbone/fpn.py`,
+`proposal_generator/rpn.py`, `roi_heads/box_head.py`, `fast_rcnn.py` and `mask_head.py`.
 """
 
 from __future__ import annotations
@@ -20,97 +20,16 @@ from sartorius_infer.manifest.detectron2 import (
     Detectron2Parts,
     Detectron2Rpn,
 )
-from sartorius_infer.manifest.parts import Norm
-from sartorius_infer.networks.layers import RESNET_LAYERS, Conv
-
-
-class Stem(nn.Module):
-    """Convolution of stride 2 and max pooling of stride 2."""
-
-    def __init__(self, channels: int, norm: Norm) -> None:
-        super().__init__()
-        self.conv1 = Conv(3, channels, 7, norm, stride=2, bias=False)
-        self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, channels, H / 4, W / 4)."""
-        pooled: Tensor = self.pool(F.relu(self.conv1(x)))
-        return pooled
-
-
-class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut, for ResNet-18 and 34."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, body: Detectron2Body) -> None:
-        super().__init__()
-        norm = body.norm
-        self.shortcut = (
-            Conv(inputs, outputs, 1, norm, stride=stride, bias=False) if inputs != outputs else None
-        )
-        self.conv1 = Conv(inputs, outputs, 3, norm, stride=stride, bias=False)
-        self.conv2 = Conv(outputs, outputs, 3, norm, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, h, w) -> (B, outputs, h / stride, w / stride)."""
-        out = self.conv2(F.relu(self.conv1(x)))
-        return F.relu(out + (x if self.shortcut is None else self.shortcut(x)))
-
-
-class BottleneckBlock(nn.Module):
-    """1 x 1, 3 x 3 (grouped in a ResNeXt), 1 x 1 and a shortcut."""
-
-    def __init__(self, inputs: int, outputs: int, inner: int, stride: int, body: Detectron2Body) -> None:
-        super().__init__()
-        norm = body.norm
-        first, second = (stride, 1) if body.stride_in_1x1 else (1, stride)
-        self.shortcut = (
-            Conv(inputs, outputs, 1, norm, stride=stride, bias=False) if inputs != outputs else None
-        )
-        self.conv1 = Conv(inputs, inner, 1, norm, stride=first, bias=False)
-        self.conv2 = Conv(inner, inner, 3, norm, stride=second, groups=body.groups, bias=False)
-        self.conv3 = Conv(inner, outputs, 1, norm, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, h, w) -> (B, outputs, h / stride, w / stride)."""
-        out = self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))
-        return F.relu(out + (x if self.shortcut is None else self.shortcut(x)))
-
-
-class ResNet(nn.Module):
-    """Stem and the stages res2 to res5."""
-
-    def __init__(self, body: Detectron2Body) -> None:
-        super().__init__()
-        self.stem = Stem(body.stem_channels, body.norm)
-        inputs, outputs, inner = body.stem_channels, body.res2_channels, body.groups * body.width_per_group
-        for stage, blocks in enumerate(RESNET_LAYERS[body.depth], start=2):
-            layers: list[nn.Module] = []
-            for index in range(blocks):
-                stride = 2 if index == 0 and stage > 2 else 1  # res2 keeps the stem's stride
-                if body.depth < 50:
-                    layers.append(BasicBlock(inputs, outputs, stride, body))
-                else:
-                    layers.append(BottleneckBlock(inputs, outputs, inner, stride, body))
-                inputs = outputs
-            self.add_module(f"res{stage}", nn.Sequential(*layers))
-            outputs, inner = outputs * 2, inner * 2
-
-    def forward(self, x: Tensor) -> dict[int, Tensor]:
-        """Stage -> (B, C, h, w) of images (B, 3, H, W)."""
-        x = self.stem(x)
-        stages = {}
-        for stage in range(2, 6):
-            x = self.get_submodule(f"res{stage}")(x)
-            stages[stage] = x
-        return stages
+from sartorius_infer.networks.detectron2.resnet import ResNet
+from sartorius_infer.networks.layers import Conv
 
 
 class Pyramid(nn.Module):
     """The body as `bottom_up`, a lateral and an output convolution a stage, and a last level by pooling."""
 
-    def __init__(self, body: Detectron2Body, fpn: Detectron2Fpn) -> None:
+    def __init__(self, body: Detectron2Body, fpn: Detectron2Fpn, offset_groups: int) -> None:
         super().__init__()
-        self.bottom_up = ResNet(body)
+        self.bottom_up = ResNet(body, offset_groups)
         self.stages, self.average = body.stages, fpn.fuse == "avg"
         for stage in body.stages:
             channels = body.res2_channels * 2 ** (stage - 2)
@@ -249,10 +168,10 @@ class ProposalGenerator(nn.Module):
 
 
 class Detectron2Model(nn.Module):
-    """All weights of a network, under the keys of its checkpoint."""
+    """All weights of a network, under the keys of its checkpoint; `offset_groups` as `ResNet` takes them."""
 
-    def __init__(self, parts: Detectron2Parts, class_count: int) -> None:
+    def __init__(self, parts: Detectron2Parts, class_count: int, offset_groups: int = 1) -> None:
         super().__init__()
-        self.backbone = Pyramid(parts.body, parts.fpn)
+        self.backbone = Pyramid(parts.body, parts.fpn, offset_groups)
         self.proposal_generator = ProposalGenerator(parts)
         self.roi_heads = RoiHeads(parts, class_count)

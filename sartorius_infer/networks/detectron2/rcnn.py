@@ -46,6 +46,8 @@ _LEFTOVERS = re.compile(
     r"^pixel_(mean|std)$|anchor_generator\.cell_anchors|^backbone\.bottom_up\.linear\.|\.num_batches_tracked$"
 )
 
+_NORM_WEIGHTS = (".norm.weight", ".bn0.weight", ".bn1.weight")
+
 
 class Detectron2Network(PyramidNetwork):
     """A network as the ensemble sees it; see `base.Network` for the four steps' contracts."""
@@ -191,11 +193,21 @@ def canonical_state(state: Mapping[str, Tensor], parts: Detectron2Parts) -> dict
     kept = {key: tensor for key, tensor in state.items() if not _LEFTOVERS.search(key)}
     if parts.body.norm.kind == "frozen":
         for key, weight in list(kept.items()):
-            if key.startswith("backbone.bottom_up.") and key.endswith(".norm.weight"):
+            if key.startswith("backbone.bottom_up.") and key.endswith(_NORM_WEIGHTS):
                 prefix = key.removesuffix("weight")
                 kept.setdefault(f"{prefix}running_mean", torch.zeros_like(weight))
                 kept.setdefault(f"{prefix}running_var", torch.ones_like(weight))
     return kept
+
+
+def _offset_groups(state: Mapping[str, Tensor]) -> int:
+    """Groups of the convolutions that move taps, of which no config tells."""
+    for key, moves in state.items():
+        if key.endswith(".conv2_offset.weight") and moves.ndim == 4:
+            before = state.get(key.replace("conv2_offset", "conv1"))
+            if before is not None and len(before) > moves.shape[1] > 0:
+                return len(before) // moves.shape[1]
+    return 1
 
 
 def parts_of(spec: ModelSpec) -> Detectron2Parts:
@@ -212,7 +224,7 @@ def build_detectron2(spec: ModelSpec, state: dict[str, Tensor], precision: torch
     """The network of a manifest entry with the checkpoint's weights, on the CPU."""
     parts, class_count = parts_of(spec), foreground_classes(state, spec.file)
     with skeleton():
-        model = Detectron2Model(parts, class_count)
+        model = Detectron2Model(parts, class_count, _offset_groups(state))
     load_state(model, canonical_state(state, parts), spec.file, "Likely the config of another checkpoint.")
     model.requires_grad_(False)
     return Detectron2Network(model, parts, class_count, spec.preprocessing, precision)

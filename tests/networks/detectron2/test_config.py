@@ -18,7 +18,7 @@ from places import SHARED
 from sartorius_infer.errors import CheckpointError
 from sartorius_infer.manifest.detectron2 import Detectron2Parts
 from sartorius_infer.manifest.settings import flatten
-from sartorius_infer.networks.detectron2 import config as detectron2_config
+from sartorius_infer.networks.detectron2 import config_keys
 from sartorius_infer.networks.detectron2.config import Detectron2Config, read_config
 
 DUMP = SHARED / "reference/detectron2/r50/config.yaml"
@@ -46,6 +46,8 @@ GET_CFG: dict[str, Any] = {
     "MODEL.RESNETS.NORM": "FrozenBN",
     "MODEL.RESNETS.RES5_DILATION": 1,
     "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, False, False],
+    "MODEL.RESNETS.DEFORM_MODULATED": False,
+    "MODEL.RESNETS.DEFORM_NUM_GROUPS": 1,
     "MODEL.FPN.IN_FEATURES": [],
     "MODEL.FPN.OUT_CHANNELS": 256,
     "MODEL.FPN.NORM": "",
@@ -123,6 +125,9 @@ COMPETITION = {
 CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
 SHORT = {CLASSES: 80}
 """Enough for a config on top of `BASE`."""
+OF_FORKS = {
+    f"MODEL.RESNETS.{name}" for name in ("RADIX", "BOTTLENECK_WIDTH", "DEEP_STEM", "AVD", "AVG_DOWN")
+}
 LATER = {"MODEL.ANCHOR_GENERATOR.OFFSET", "MODEL.RPN.CONV_DIMS", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE"}
 """Keys that came after version 0.1."""
 LEFT = {key: value for key, value in BASE.items() if key != CLASSES}
@@ -261,6 +266,11 @@ EFFECTS: list[tuple[str, Any, dict[str, Any]]] = [
     ("MODEL.RESNETS.NORM", "naiveSyncBN", {"body.norm.kind": "batch"}),
     ("MODEL.RESNETS.NORM", "naiveSyncBN_N", {"body.norm.kind": "batch"}),
     ("MODEL.RESNETS.NORM", "", {"body.norm.kind": "none"}),
+    ("MODEL.RESNETS.NORM", "LN", {"body.norm.kind": "layer"}),
+    ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, False, True], {"body.deformable": (3, 5)}),
+    ("MODEL.RESNETS.DEFORM_MODULATED", True, {"body.modulated": True}),
+    ("MODEL.RESNETS.DEFORM_NUM_GROUPS", 2, {"body.deformable_groups": 2}),
+    ("MODEL.RESNETS.BOTTLENECK_WIDTH", 40, {}),
     ("MODEL.FPN.OUT_CHANNELS", 128, {"fpn.channels": 128}),
     ("MODEL.FPN.NORM", "GN", {"fpn.norm.kind": "group"}),
     ("MODEL.FPN.FUSE_TYPE", "avg", {"fpn.fuse": "avg"}),
@@ -274,11 +284,9 @@ EFFECTS: list[tuple[str, Any, dict[str, Any]]] = [
     ),
     ("MODEL.ANCHOR_GENERATOR.OFFSET", 0.5, {"anchors.offset": 0.5}),
     ("MODEL.PROPOSAL_GENERATOR.MIN_SIZE", 4, {"rpn.min_size": 4.0}),
-    (
-        "MODEL.RPN.IN_FEATURES",
-        ["p2", "p3", "p4", "p5", "p6"],
-        {},
-    ),
+    ("MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"], {}),
+    ("MODEL.RPN.IN_FEATURES", ["p2", "p2", "p3", "p4", "p5"], {"rpn.levels": (2, 2, 3, 4, 5)}),
+    ("MODEL.RPN.IN_FEATURES", ["p6", "p5", "p4", "p3", "p2"], {"rpn.levels": (6, 5, 4, 3, 2)}),
     ("MODEL.RPN.CONV_DIMS", [-1, 128], {"rpn.conv_channels": (None, 128)}),
     ("MODEL.RPN.BBOX_REG_WEIGHTS", [1, 2, 3, 4], {"rpn.box_weights": (1.0, 2.0, 3.0, 4.0)}),
     ("MODEL.RPN.PRE_NMS_TOPK_TEST", 10000, {"rpn.pre_nms_top_n": 10000}),
@@ -367,6 +375,21 @@ TOGETHER: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"MODEL.RESNETS.DEPTH": 18, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64},
         {"body.depth": 18, "body.res2_channels": 64},
     ),
+    (
+        {
+            "MODEL.RESNETS.RADIX": 2,
+            "MODEL.RESNETS.DEPTH": 269,
+            "MODEL.RESNETS.STRIDE_IN_1X1": False,
+            "MODEL.RESNETS.BOTTLENECK_WIDTH": 40,
+            "MODEL.RESNETS.WIDTH_PER_GROUP": 128,
+        },
+        {
+            "body.radix": 2,
+            "body.depth": 269,
+            "body.stride_in_1x1": False,
+            "body.width_per_group": 80,
+        },
+    ),
 ]
 
 
@@ -389,15 +412,19 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "INPUT.FORMAT": ("L", "YUV-BT.601", None),
     "MODEL.BACKBONE.NAME": (
         "build_resnet_backbone",
-        "build_resnest_fpn_backbone",
+        "build_resnest_backbone",
         "build_swint_fpn_backbone",
     ),
-    "MODEL.RESNETS.DEPTH": (26, 269, True),
-    "MODEL.RESNETS.NORM": ("LN", "none", None, ["BN"]),
+    "MODEL.RESNETS.DEPTH": (26, True),
+    "MODEL.RESNETS.NORM": ("IN", "none", None, ["BN"]),
     "MODEL.RESNETS.RES5_DILATION": (2,),
-    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": ([False, True, True, True], [True]),
-    "MODEL.RESNETS.RADIX": (2,),
-    "MODEL.FPN.NORM": ("LN",),
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": ([True], [False, True, True, 2], 1),
+    "MODEL.RESNETS.DEFORM_NUM_GROUPS": (0, None),
+    "MODEL.RESNETS.RADIX": (0, 1.5),
+    "MODEL.RESNETS.DEEP_STEM": (True, None),
+    "MODEL.RESNETS.AVD": (True,),
+    "MODEL.RESNETS.AVG_DOWN": (True,),
+    "MODEL.FPN.NORM": ("BatchNorm",),
     "MODEL.FPN.FUSE_TYPE": ("max",),
     "MODEL.FPN.IN_FEATURES": (
         [],
@@ -435,14 +462,14 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIPool", "ROIAlignRotated"),
     "MODEL.ROI_BOX_HEAD.NUM_FC": (-1, 10**12),
     "MODEL.ROI_BOX_HEAD.NUM_CONV": (-1, 10**12),
-    "MODEL.ROI_BOX_HEAD.NORM": ("LN",),
+    "MODEL.ROI_BOX_HEAD.NORM": ("ReLU",),
     "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": ([10, 10, 5, 5, 5], [10, 10, 5]),
     "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": ([[10, 10, 5]],),
     "MODEL.ROI_MASK_HEAD.NAME": ("PointRendMaskHead",),
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("",),
     "MODEL.ROI_MASK_HEAD.NUM_CONV": (-1, 10**12),
     "MODEL.ROI_MASK_HEAD.CONV_DIM": (0,),
-    "MODEL.ROI_MASK_HEAD.NORM": ("LN",),
+    "MODEL.ROI_MASK_HEAD.NORM": ("gn",),
     "INPUT.MIN_SIZE_TEST": (-1, [800], 0.5, None),
     "INPUT.MAX_SIZE_TEST": (0,),
     "MODEL.PIXEL_MEAN": ([127.5], [1, 2, 3, 4], [1, 2, float("inf")]),
@@ -461,13 +488,13 @@ def test_what_is_not_built_is_refused_by_its_key(tmp_path: Path, key: str, value
 
 
 def test_every_key_that_is_read_is_tested() -> None:
-    assert {key for key, _, _ in EFFECTS} | OTHERS.keys() == detectron2_config._READ
-    assert detectron2_config._READ - {"MODEL.RESNETS.RADIX"} == GET_CFG.keys()
+    assert {key for key, _, _ in EFFECTS} | OTHERS.keys() == config_keys.READ
+    assert config_keys.READ - OF_FORKS == GET_CFG.keys()
 
 
 def test_several_faults_are_one_line(tmp_path: Path) -> None:
     wrong = {
-        "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, True, True, True],
+        "MODEL.RESNETS.RES5_DILATION": 2,
         "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlignRotated",
         "TEST.AUG.ENABLED": True,
         "MODEL.POINT_HEAD.NUM_FC": 3,
@@ -493,8 +520,44 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
         {"MODEL.FPN.IN_FEATURES": ["res3", "res4", "res5"]},
         "expected levels of (3, 4, 5, 6)",
     ),
-    ("MODEL.RPN.IN_FEATURES", {"MODEL.RPN.IN_FEATURES": ["p3", "p2"]}, "in order, found (3, 2)"),
-    ("MODEL.RPN.IN_FEATURES", {"MODEL.RPN.IN_FEATURES": ["p3", "p3"]}, "in order, found (3, 3)"),
+    (
+        "MODEL.ROI_HEADS.IN_FEATURES",
+        {"MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p4", "p3", "p5"]},
+        "expected consecutive levels, found (2, 4, 3, 5)",
+    ),
+    (
+        "MODEL.ROI_HEADS.IN_FEATURES",
+        {"MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p2"]},
+        "expected consecutive levels, found (2, 2)",
+    ),
+    (
+        "MODEL.RESNETS.DEPTH",
+        {
+            "MODEL.RESNETS.DEPTH": 34,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+            "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, False, True],
+        },
+        "expected 50 or more with deformable stages",
+    ),
+    ("MODEL.RESNETS.DEPTH", {"MODEL.RESNETS.DEPTH": 200}, "expected a radix over 1 with 200 layers"),
+    (
+        "MODEL.RESNETS.DEFORM_NUM_GROUPS",
+        {
+            "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, False, True],
+            "MODEL.RESNETS.DEFORM_NUM_GROUPS": 3,
+        },
+        "expected a divisor of 64, found 3",
+    ),
+    (
+        "MODEL.RESNETS.RADIX",
+        {"MODEL.RESNETS.RADIX": 2, "MODEL.RESNETS.STRIDE_IN_1X1": True},
+        "expected groups 1 and no stride_in_1x1",
+    ),
+    (
+        "MODEL.RESNETS.RADIX",
+        {"MODEL.RESNETS.RADIX": 2, "MODEL.RESNETS.STRIDE_IN_1X1": False, "MODEL.RESNETS.NUM_GROUPS": 2},
+        "expected groups 1 and no stride_in_1x1",
+    ),
     (
         "MODEL.ROI_HEADS.IN_FEATURES",
         {"MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p4"]},
@@ -545,7 +608,6 @@ def test_training_settings_change_nothing(tmp_path: Path) -> None:
         "MODEL.DEVICE": "cuda",
         "MODEL.BACKBONE.FREEZE_AT": 0,
         "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
-        "MODEL.RESNETS.DEFORM_MODULATED": True,
         "MODEL.RPN.IOU_THRESHOLDS": [0.3, 0.6],
         "MODEL.RPN.BBOX_REG_LOSS_TYPE": "giou",
         "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 12000,
@@ -662,7 +724,7 @@ def test_lists_of_a_base_are_replaced_not_joined(tmp_path: Path) -> None:
 
 def test_base_rcnn_fpn_is_known_where_it_is_missing(tmp_path: Path) -> None:
     """Also below a config that would stand by itself, whose gaps get_cfg() would fill otherwise."""
-    for keys in (COMPETITION, BASE, {key: BASE[key] for key in detectron2_config._WITHOUT_DEFAULT}):
+    for keys in (COMPETITION, BASE, {key: BASE[key] for key in config_keys.WITHOUT_DEFAULT}):
         less = {key: value for key, value in keys.items() if key != "MODEL.RPN.PRE_NMS_TOPK_TEST"}
         config = read(tmp_path, {"_BASE_": "../../configs/Base-RCNN-FPN.yaml"} | less)
         assert known(config) == known(read(tmp_path, LEFT | less)) | {"classes": less.get(CLASSES)}
