@@ -9,29 +9,33 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from detectron2_bodies_oracle import (
+    EPS,
+    FORK,
+    Maps,
+    Net,
+    Settings,
+    Shapes,
+    State,
+    body,
+    body_shapes,
+    conv_shapes,
+    norm_key,
+)
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import roi_align
 
-State = dict[str, Tensor]
-Shapes = dict[str, tuple[int, ...]]
-Settings = dict[str, Any]
-Maps = dict[int, Tensor]
 Size = tuple[int, int]
 
-BLOCKS = {
-    **{18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)},
-    152: (3, 8, 36, 3),
-}
-EPS = 1e-5
 LONGEST_STEP = math.log(1000 / 16)
 
 SMALL: Settings = {
@@ -51,6 +55,10 @@ SMALL: Settings = {
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
     "MODEL.RESNETS.STRIDE_IN_1X1": True,
     "MODEL.RESNETS.NORM": "FrozenBN",
+    "MODEL.RESNETS.RES5_DILATION": 1,
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, False, False],
+    "MODEL.RESNETS.DEFORM_MODULATED": False,
+    "MODEL.RESNETS.DEFORM_NUM_GROUPS": 1,
     "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
     "MODEL.FPN.OUT_CHANNELS": 16,
     "MODEL.FPN.NORM": "",
@@ -104,6 +112,89 @@ SMALL: Settings = {
 
 CASCADE = {"MODEL.ROI_HEADS.NAME": "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True}
 
+DEFORM = {
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, True, True, True],
+    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+}
+
+MODULATED: Settings = DEFORM | {
+    "MODEL.RESNETS.DEFORM_MODULATED": True,
+    "MODEL.RESNETS.DEFORM_NUM_GROUPS": 2,
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.FPN.NORM": "GN",
+}
+"""A ResNet-50 with modulated deformable convolutions of two groups, group norms in its pyramid."""
+
+DCONV_CASCADE: Settings = (
+    CASCADE
+    | DEFORM
+    | {
+        "MODEL.RESNETS.NUM_GROUPS": 4,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+        "MODEL.ROI_BOX_HEAD.NUM_CONV": 4,
+        "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+        "MODEL.ROI_BOX_HEAD.CONV_DIM": 32,
+        "MODEL.ROI_BOX_HEAD.NORM": "GN",
+        "MODEL.ROI_MASK_HEAD.NUM_CONV": 8,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+        "MODEL.ROI_MASK_HEAD.NORM": "GN",
+    }
+)
+"""Like the zoo's X-152: grouped deformable convolutions of the first version, group norms in the heads."""
+
+RESNEST: Settings = CASCADE | {
+    "INPUT.FORMAT": "RGB",
+    "MODEL.PIXEL_MEAN": [123.68, 116.779, 103.939],
+    "MODEL.PIXEL_STD": [58.393, 57.12, 57.375],
+    "MODEL.RESNETS.RADIX": 2,
+    "MODEL.RESNETS.BOTTLENECK_WIDTH": 64,
+    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    "MODEL.RESNETS.NORM": "SyncBN",
+    "MODEL.FPN.NORM": "SyncBN",
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": 2,
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+    "MODEL.ROI_BOX_HEAD.NORM": "SyncBN",
+    "MODEL.ROI_MASK_HEAD.NORM": "SyncBN",
+}
+"""Like the fork's ResNeSt-50 cascade."""
+
+DEFORMABLE_RESNEST: Settings = DEFORM | {
+    "MODEL.BACKBONE.NAME": "build_resneSt_fpn_backbone",
+    "MODEL.PIXEL_MEAN": [128.0, 128.0, 128.0],
+    "MODEL.PIXEL_STD": [11.578, 11.578, 11.578],
+    "MODEL.RESNETS.RADIX": 2,
+    "MODEL.RESNETS.DEFORM_MODULATED": True,
+    "MODEL.RESNETS.DEFORM_NUM_GROUPS": 2,
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[4], [9], [17], [31], [64], [127]],
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.25, 0.5, 1.0, 2.0, 4.0]],
+    "MODEL.RPN.IN_FEATURES": ["p2", "p2", "p3", "p4", "p5", "p6"],
+}
+"""Like the 7th place's, but deformable: the finest map goes through the RPN twice, with two anchor sizes."""
+
+DEFAULTS: Settings = SMALL | {
+    "INPUT.MIN_SIZE_TEST": 800,
+    "INPUT.MAX_SIZE_TEST": 1333,
+    "MODEL.MASK_ON": False,
+    "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
+    "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 256,
+    "MODEL.FPN.OUT_CHANNELS": 256,
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 1000,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 1000,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 80,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": 256,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 1024,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 256,
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
+    "TEST.DETECTIONS_PER_IMAGE": 100,
+}
+"""What stands where a short config on top of `Base-RCNN-FPN.yaml` says nothing."""
+
 
 def nested(settings: Settings) -> dict[str, Any]:
     """Settings as the tree that a config file holds."""
@@ -126,6 +217,13 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Settings:
     return found
 
 
+def shortened(settings: Settings) -> Settings:
+    """What a config on top of Detectron2's `Base-RCNN-FPN.yaml`, or of the fork's, has to say of them."""
+    silent = DEFAULTS | FORK
+    changed = {key: value for key, value in settings.items() if value != silent[key]}
+    return {"_BASE_": "../Base-RCNN-FPN.yaml"} | changed
+
+
 def numbers(names: Sequence[str]) -> list[int]:
     """["res2", "res3"] or ["p2", "p3"] as [2, 3]."""
     return [int(name[-1]) for name in names]
@@ -136,47 +234,11 @@ def numbers(names: Sequence[str]) -> list[int]:
 
 def shapes(settings: Settings) -> Shapes:
     """Every key that a checkpoint of these settings has, but for counters of batches."""
-    return _body_shapes(settings) | _pyramid_shapes(settings) | _rpn_shapes(settings) | _roi_shapes(settings)
-
-
-def _conv(key: str, shape: Sequence[int], norm: str, bias: bool) -> Shapes:
-    """A convolution: `bias` where no norm follows, and the norm."""
-    found: Shapes = {f"{key}.weight": tuple(shape)}
-    if bias and not norm:
-        found[f"{key}.bias"] = (shape[0],)
-    if norm:
-        names = ["weight", "bias", *([] if norm == "GN" else ["running_mean", "running_var"])]
-        found |= {f"{key}.norm.{name}": (shape[0],) for name in names}
-    return found
+    return body_shapes(settings) | _pyramid_shapes(settings) | _rpn_shapes(settings) | _roi_shapes(settings)
 
 
 def _linear(key: str, inputs: int, outputs: int) -> Shapes:
     return {f"{key}.weight": (outputs, inputs), f"{key}.bias": (outputs,)}
-
-
-def _body_shapes(settings: Settings) -> Shapes:
-    c = {key.removeprefix("MODEL.RESNETS."): value for key, value in settings.items()}
-    norm, groups, width = c["NORM"], c["NUM_GROUPS"], c["STEM_OUT_CHANNELS"]
-    found = _conv("backbone.bottom_up.stem.conv1", (width, 3, 7, 7), norm, False)
-    for stage, blocks in enumerate(BLOCKS[c["DEPTH"]]):
-        outer = c["RES2_OUT_CHANNELS"] << stage
-        inner = groups * c["WIDTH_PER_GROUP"] << stage
-        for block in range(blocks):
-            if c["DEPTH"] < 50:
-                convs = [(outer, width, 3, 3), (outer, outer, 3, 3)]
-            else:
-                convs = [
-                    (inner, width, 1, 1),
-                    (inner, inner // groups, 3, 3),
-                    (outer, inner, 1, 1),
-                ]
-            key = f"backbone.bottom_up.res{stage + 2}.{block}"
-            for index, shape in enumerate(convs, 1):
-                found |= _conv(f"{key}.conv{index}", shape, norm, False)
-            if width != outer:
-                found |= _conv(f"{key}.shortcut", (outer, width, 1, 1), norm, False)
-            width = outer
-    return found
 
 
 def _pyramid_shapes(settings: Settings) -> Shapes:
@@ -184,8 +246,8 @@ def _pyramid_shapes(settings: Settings) -> Shapes:
     channels, norm = settings["MODEL.FPN.OUT_CHANNELS"], settings["MODEL.FPN.NORM"]
     for stage in numbers(settings["MODEL.FPN.IN_FEATURES"]):
         inputs = settings["MODEL.RESNETS.RES2_OUT_CHANNELS"] << (stage - 2)
-        found |= _conv(f"backbone.fpn_lateral{stage}", (channels, inputs, 1, 1), norm, True)
-        found |= _conv(f"backbone.fpn_output{stage}", (channels, channels, 3, 3), norm, True)
+        found |= conv_shapes(f"backbone.fpn_lateral{stage}", (channels, inputs, 1, 1), norm, True)
+        found |= conv_shapes(f"backbone.fpn_output{stage}", (channels, channels, 3, 3), norm, True)
     return found
 
 
@@ -195,10 +257,10 @@ def _rpn_shapes(settings: Settings) -> Shapes:
     found: Shapes = {}
     for key, width in zip(rpn_convs(settings), settings["MODEL.RPN.CONV_DIMS"], strict=True):
         inputs, channels = channels, channels if width == -1 else width
-        found |= _conv(key, (channels, inputs, 3, 3), "", True)
+        found |= conv_shapes(key, (channels, inputs, 3, 3), "", True)
     head = "proposal_generator.rpn_head"
-    found |= _conv(f"{head}.objectness_logits", (anchors, channels, 1, 1), "", True)
-    return found | _conv(f"{head}.anchor_deltas", (4 * anchors, channels, 1, 1), "", True)
+    found |= conv_shapes(f"{head}.objectness_logits", (anchors, channels, 1, 1), "", True)
+    return found | conv_shapes(f"{head}.anchor_deltas", (4 * anchors, channels, 1, 1), "", True)
 
 
 def rpn_convs(settings: Settings) -> list[str]:
@@ -216,12 +278,12 @@ def _roi_shapes(settings: Settings) -> Shapes:
     c = {key.removeprefix("MODEL.ROI_MASK_HEAD."): value for key, value in settings.items()}
     channels, width = settings["MODEL.FPN.OUT_CHANNELS"], c["CONV_DIM"]
     for index in range(1, c["NUM_CONV"] + 1):
-        found |= _conv(f"roi_heads.mask_head.mask_fcn{index}", (width, channels, 3, 3), c["NORM"], True)
+        found |= conv_shapes(f"roi_heads.mask_head.mask_fcn{index}", (width, channels, 3, 3), c["NORM"], True)
         channels = width
     found["roi_heads.mask_head.deconv.weight"] = (channels, width, 2, 2)
     found["roi_heads.mask_head.deconv.bias"] = (width,)
     outputs = 1 if c["CLS_AGNOSTIC_MASK"] else classes
-    return found | _conv("roi_heads.mask_head.predictor", (outputs, width, 1, 1), "", True)
+    return found | conv_shapes("roi_heads.mask_head.predictor", (outputs, width, 1, 1), "", True)
 
 
 def _box_shapes(settings: Settings, suffix: str, classes: int) -> Shapes:
@@ -229,7 +291,7 @@ def _box_shapes(settings: Settings, suffix: str, classes: int) -> Shapes:
     channels, found = settings["MODEL.FPN.OUT_CHANNELS"], {}
     for index in range(1, c["NUM_CONV"] + 1):
         key = f"roi_heads.box_head{suffix}.conv{index}"
-        found |= _conv(key, (c["CONV_DIM"], channels, 3, 3), c["NORM"], True)
+        found |= conv_shapes(key, (c["CONV_DIM"], channels, 3, 3), c["NORM"], True)
         channels = c["CONV_DIM"]
     width = channels * c["POOLER_RESOLUTION"] ** 2
     for index in range(1, c["NUM_FC"] + 1):
@@ -246,42 +308,6 @@ def box_stages(settings: Settings) -> list[tuple[str, Sequence[float]]]:
         all_weights = settings["MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS"]
         return [(f".{index}", weights) for index, weights in enumerate(all_weights)]
     return [("", settings["MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS"])]
-
-
-# Layers.
-
-
-def _as_it_is(key: str, out: Tensor) -> Tensor:
-    return out
-
-
-@dataclass(frozen=True)
-class Net:
-    """Weights and settings; `settle` sees what each layer puts out, before its norm, and may change it."""
-
-    state: State
-    settings: Settings
-    settle: Callable[[str, Tensor], Tensor] = field(default=_as_it_is)
-
-    def __getitem__(self, key: str) -> Any:
-        return self.settings[f"MODEL.{key}"]
-
-    def conv(self, key: str, x: Tensor, norm: str = "", stride: int = 1, groups: int = 1) -> Tensor:
-        weight, bias = self.state[f"{key}.weight"], self.state.get(f"{key}.bias")
-        out = F.conv2d(x, weight, bias, stride, padding=weight.shape[-1] // 2, groups=groups)
-        return self.norm(f"{key}.norm", self.settle(key, out), norm)
-
-    def norm(self, key: str, x: Tensor, kind: str) -> Tensor:
-        if not kind:
-            return x
-        weight, bias = (self.state[f"{key}.{name}"] for name in ("weight", "bias"))
-        if kind == "GN":
-            return F.group_norm(x, 32, weight, bias, EPS)
-        mean, variance = (self.state[f"{key}.running_{name}"] for name in ("mean", "var"))
-        return F.batch_norm(x, mean, variance, weight, bias, eps=EPS)
-
-    def linear(self, key: str, x: Tensor) -> Tensor:
-        return self.settle(key, x @ self.state[f"{key}.weight"].T + self.state[f"{key}.bias"])
 
 
 # From an image to maps.
@@ -320,39 +346,10 @@ def feature_maps(net: Net, image: Tensor) -> Maps:
     return pyramid(net, body(net, F.pad(image[None], (0, right, 0, down))))
 
 
-def body(net: Net, x: Tensor) -> Maps:
-    """Stage -> what it puts out."""
-    norm = net["RESNETS.NORM"]
-    x = net.conv("backbone.bottom_up.stem.conv1", x, norm, 2).relu()
-    x = F.max_pool2d(x, 3, 2, 1)
-    out = {}
-    for stage, blocks in enumerate(BLOCKS[net["RESNETS.DEPTH"]], 2):
-        for block in range(blocks):
-            stride = 2 if block == 0 and stage > 2 else 1
-            x = residual(net, f"backbone.bottom_up.res{stage}.{block}", x, stride)
-        out[stage] = x
-    return out
-
-
-def residual(net: Net, key: str, x: Tensor, stride: int) -> Tensor:
-    """A block of two 3 x 3, or of 1 x 1, 3 x 3 and 1 x 1 convolutions, and its shortcut."""
-    norm = net["RESNETS.NORM"]
-    if net["RESNETS.DEPTH"] < 50:
-        out = net.conv(f"{key}.conv1", x, norm, stride).relu()
-        out = net.conv(f"{key}.conv2", out, norm)
-    else:
-        first, second = (stride, 1) if net["RESNETS.STRIDE_IN_1X1"] else (1, stride)
-        out = net.conv(f"{key}.conv1", x, norm, first).relu()
-        out = net.conv(f"{key}.conv2", out, norm, second, net["RESNETS.NUM_GROUPS"]).relu()
-        out = net.conv(f"{key}.conv3", out, norm)
-    if f"{key}.shortcut.weight" in net.state:
-        x = net.conv(f"{key}.shortcut", x, norm, stride)
-    return (out + x).relu()
-
-
 def pyramid(net: Net, stages: Maps) -> Maps:
     """Level -> map, from coarse to fine, and level 6, every other position of level 5."""
     norm = net["FPN.NORM"]
+    assert net["RESNETS.RES5_DILATION"] == 1, "Detectron2 builds no pyramid on two maps of one stride"
     out: Maps = {}
     above = None
     for stage in sorted(numbers(net["FPN.IN_FEATURES"]), reverse=True):
@@ -605,6 +602,7 @@ SPREADS = {
     "cls_score": 1.5,
     "bbox_pred": 1.5,
     "predictor": 2.0,
+    "conv2_offset": 0.8,
 }
 """Of each output of these layers; 1 of any other."""
 BRANCH = 0.2
@@ -618,7 +616,7 @@ def calibrated(settings: Settings, pixels: NDArray[np.uint8], seed: int = 0) -> 
     """Weights of a network that sees tens of cells in this image, and in others like it.
 
     Layers are set one after another by what they put out; running variances lie between 1e-5 and 1e-2, so
-    that the epsilon of a norm matters.
+    that the epsilon of a norm matters. Deformable convolutions look 0.8 pixels away, some a few.
     """
     draw = torch.Generator().manual_seed(seed)
     state = {key: _drawn(key, shape, draw) for key, shape in shapes(settings).items()}
@@ -628,13 +626,13 @@ def calibrated(settings: Settings, pixels: NDArray[np.uint8], seed: int = 0) -> 
         if key in seen or not len(out):
             return out
         seen.add(key)
-        variance, mean = torch.var_mean(out, [axis for axis in range(out.dim()) if axis != 1])
-        spread = variance.sqrt().clamp(min=1e-4)
-        if f"{key}.norm.running_var" in state:
+        spread, mean = _spread_and_mean(out)
+        norm = norm_key(key)
+        if f"{norm}.running_var" in state:
             pretended = 10 ** (-5 + 3 * torch.rand(len(mean), generator=draw))
-            state[f"{key}.norm.running_mean"] = mean + 0.3 * spread * torch.randn(len(mean), generator=draw)
-            state[f"{key}.norm.running_var"] = pretended
-            state[f"{key}.norm.weight"] = state[f"{key}.norm.weight"] * (pretended + EPS).sqrt() / spread
+            state[f"{norm}.running_mean"] = mean + 0.3 * spread * torch.randn(len(mean), generator=draw)
+            state[f"{norm}.running_var"] = pretended
+            state[f"{norm}.weight"] = state[f"{norm}.weight"] * (pretended + EPS).sqrt() / spread
         elif f"{key}.bias" in state:
             scale = SPREADS.get(key.rpartition(".")[2], 1.0) / spread
             weight = state[f"{key}.weight"]
@@ -656,6 +654,13 @@ def calibrated(settings: Settings, pixels: NDArray[np.uint8], seed: int = 0) -> 
     return state
 
 
+def _spread_and_mean(out: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each output (N, C, *); of all together where there is one value of each, as in split attention."""
+    values = out.transpose(0, 1).flatten(1)
+    values = values if values.shape[1] > 1 else values.T.expand(len(values), -1)
+    return values.std(1).clamp(min=1e-4), values.mean(1)
+
+
 def _drawn(key: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
     values = torch.randn(shape, generator=draw)
     if len(shape) > 1:
@@ -663,8 +668,8 @@ def _drawn(key: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
         return (values - values.mean(inputs, keepdim=True)) * math.sqrt(2 / math.prod(shape[1:]))
     if key.endswith("running_var"):
         return torch.ones(shape)
-    if ".norm." not in key:
-        return torch.zeros(shape)
+    if not re.search(r"\.(norm|bn[01])\.", key):
+        return 0.3 * values if key.endswith("fc1.bias") else torch.zeros(shape)
     values = 1 + 0.2 * values if key.endswith("weight") else 0.3 * values
     return BRANCH * values if re.search(r"bottom_up\..*conv[23]\.norm", key) else values
 
@@ -680,7 +685,7 @@ def _shift(settings: Settings, key: str, outputs: int) -> Tensor:
 
 def with_settings(changes: Mapping[str, Any] | None = None) -> Settings:
     """A small network's settings with some others."""
-    unknown = set(changes or {}) - set(SMALL)
+    unknown = set(changes or {}) - set(SMALL | FORK)
     assert not unknown, f"the oracle reads no {unknown}"
     return SMALL | dict(changes or {})
 
