@@ -179,9 +179,9 @@ def deformed(
     own = channels // deformable
     ys = (torch.arange(out_hw[0]) * stride)[:, None].expand(out_hw)
     xs = (torch.arange(out_hw[1]) * stride)[None, :].expand(out_hw)
-    result = torch.zeros(images, outputs, *out_hw)
+    result = x.new_zeros(images, outputs, *out_hw)
     for image in range(images):
-        sampled = torch.zeros(channels, taps, *out_hw)
+        sampled = x.new_zeros(channels, taps, *out_hw)
         for group in range(deformable):
             inputs = slice(group * own, (group + 1) * own)
             for tap in range(taps):
@@ -200,7 +200,7 @@ def deformed(
 def bilinear(planes: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Values (C, *) of planes (C, h, w) at fractional positions (*): nothing but zeros lies outside."""
     height, width = planes.shape[1:]
-    found = torch.zeros(len(planes), *y.shape)
+    found = planes.new_zeros(len(planes), *y.shape)
     for row in (y.floor(), y.floor() + 1):
         for column in (x.floor(), x.floor() + 1):
             share = (1 - (y - row).abs()) * (1 - (x - column).abs())

@@ -53,6 +53,8 @@ class Detectron2Body(Settings):
             raise ValueError(
                 "radix: expected groups 1 and no stride_in_1x1 with a radix over 1, found others"
             )
+        if self.width_per_group % self.radix:
+            raise ValueError(f"radix: expected a divisor of {self.width_per_group}, found {self.radix}")
         if list(self.deformable) != sorted(set(self.deformable)):
             raise ValueError(f"deformable: expected different stages in order, found {self.deformable}")
         if self.deformable and self.groups * self.width_per_group % self.deformable_groups:

@@ -42,7 +42,7 @@ class OffsetConv(nn.Conv2d):
         taps are modulated, the logit of each one's weight.
         """
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
+            return super().forward(_at_least_single(x))
 
 
 def deform(conv: nn.Conv2d, x: Tensor, moves: Tensor, modulated: bool) -> Tensor:
@@ -52,10 +52,14 @@ def deform(conv: nn.Conv2d, x: Tensor, moves: Tensor, modulated: bool) -> Tensor
         cut = moves.shape[1] // 3 * 2
         offsets, weights = moves[:, :cut], moves[:, cut:].sigmoid()
     geometry: Any = conv.stride, conv.padding, conv.dilation
-    bias = None if conv.bias is None else conv.bias.float()
     with torch.autocast(x.device.type, enabled=False):
-        out: Tensor = deform_conv2d(x.float(), offsets, conv.weight.float(), bias, *geometry, weights)
+        precise = _at_least_single(x)
+        out: Tensor = deform_conv2d(precise, offsets, conv.weight, conv.bias, *geometry, weights)
     return out.to(x.dtype)
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class DeformableConv(Conv):

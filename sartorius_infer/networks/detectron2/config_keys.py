@@ -80,7 +80,7 @@ _Flags = tuple[()] | tuple[bool, bool, bool, bool]
 
 
 class Keys(BaseModel):
-    """Keys with a say at test time, with the defaults of Detectron2's own `get_cfg()`; forks have a few more."""
+    """Keys with a say at test time, with the defaults of Detectron2's own `get_cfg()`; forks have more."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
