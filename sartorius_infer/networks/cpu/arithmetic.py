@@ -20,6 +20,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 from sartorius_infer.networks.cpu.winograd import FEWEST_CHANNELS, WinogradConv2d
+from sartorius_infer.networks.deformable import DeformableConv
 from sartorius_infer.networks.layers import Conv
 from sartorius_infer.networks.split_attention import SplitAttention
 
@@ -61,7 +62,7 @@ def _pairs(parent: nn.Module) -> Iterator[tuple[nn.Conv2d, str]]:
     """
     children = {name: child for name, child in parent._modules.items() if child is not None}
     pairs: list[tuple[str, str]] = []
-    if type(parent) is Conv and "norm" in children:
+    if type(parent) in (Conv, DeformableConv) and "norm" in children:
         yield parent, "norm"
     elif isinstance(parent, nn.Sequential):
         pairs = list(pairwise(children))
@@ -71,7 +72,7 @@ def _pairs(parent: nn.Module) -> Iterator[tuple[nn.Conv2d, str]]:
         pairs = [(conv, norm) for conv, norm in (("conv", "bn0"), ("fc1", "bn1")) if norm in children]
     for first, second in pairs:
         conv = children[first]
-        if isinstance(conv, nn.Conv2d) and type(conv) in _PLAIN and second in children:
+        if isinstance(conv, nn.Conv2d) and type(conv) in (*_PLAIN, DeformableConv) and second in children:
             yield conv, second
 
 

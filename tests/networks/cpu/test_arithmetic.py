@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2_factories import network_of, settings_and_state
+from detectron2_oracle import DEFORMABLE_RESNEST, MODULATED, RESNEST
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import write_image, write_tiny
@@ -150,9 +151,13 @@ def test_other_convolutions_stay(conv: nn.Conv2d) -> None:
     assert model[0] is conv
 
 
-@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
-def test_detectron2_networks_too(norm: str, tmp_path: Path) -> None:
-    settings, state = settings_and_state({"MODEL.RESNETS.NORM": norm})
+@pytest.mark.parametrize(
+    "changes",
+    [{"MODEL.RESNETS.NORM": "FrozenBN"}, {"MODEL.RESNETS.NORM": "BN"}, RESNEST],
+    ids=["frozen", "batch", "resnest"],
+)
+def test_detectron2_networks_too(changes: dict[str, Any], tmp_path: Path) -> None:
+    settings, state = settings_and_state(changes)
     network = network_of(settings, state, tmp_path)
     images = [torch.randint(0, 255, (1, 88, 120), dtype=torch.uint8)]
     with torch.inference_mode():
@@ -161,6 +166,20 @@ def test_detectron2_networks_too(norm: str, tmp_path: Path) -> None:
         after = network.features(images).maps
     compare(list(after.values()), list(before.values()), 2e-4)
     assert not kinds(network)["BatchNorm2d"]
+
+
+@pytest.mark.parametrize("changes", [MODULATED, DEFORMABLE_RESNEST], ids=["resnet", "resnest"])
+def test_norms_fold_into_deformable_convolutions(changes: dict[str, Any], tmp_path: Path) -> None:
+    """In float64: taps that move multiply what is rounded."""
+    settings, state = settings_and_state({**changes, "MODEL.FPN.NORM": "BN"})
+    body = network_of(settings, state, tmp_path).model.backbone.double()
+    images = torch.randn((1, 3, 64, 96), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before = body(images)
+        fold_norms(body)
+        after = body(images)
+    compare(list(after.values()), list(before.values()), 1e-9)
+    assert not kinds(body)["BatchNorm2d"]
 
 
 def test_detectron2_convolutions_gain_too() -> None:

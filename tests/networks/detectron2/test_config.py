@@ -396,6 +396,85 @@ def test_keys_that_go_together(tmp_path: Path, keys: dict[str, Any], effect: dic
     assert known(read(tmp_path, BASE | keys)) == of_base() | effect
 
 
+LIVECELL = """
+MODEL:
+  META_ARCHITECTURE: "GeneralizedRCNN"
+  BACKBONE: {NAME: "build_resnet_fpn_backbone", FREEZE_AT: 0}
+  MASK_ON: True
+  RESNETS:
+    DEPTH: 200
+    STRIDE_IN_1X1: False
+    RADIX: 2
+    DEFORM_ON_PER_STAGE: [False, True, True, True] # from res3 on
+    DEFORM_MODULATED: True
+    DEFORM_NUM_GROUPS: 2
+    NORM: "SyncBN"
+  FPN: {NORM: "SyncBN", IN_FEATURES: ["res2", "res3", "res4", "res5"]}
+  ANCHOR_GENERATOR:
+    SIZES: [[4], [9], [17], [31], [64], [127]]
+    ASPECT_RATIOS: [[0.25, 0.5, 1.0, 2.0, 4.0]]
+  ROI_HEADS: {NUM_CLASSES: 1, NAME: CascadeROIHeads, IN_FEATURES: ["p2", "p3", "p4", "p5"]}
+  ROI_BOX_HEAD:
+    NAME: "FastRCNNConvFCHead"
+    NUM_CONV: 4
+    NUM_FC: 1
+    NORM: "SyncBN"
+    POOLER_RESOLUTION: 14
+    CLS_AGNOSTIC_BBOX_REG: True
+  ROI_MASK_HEAD: {NUM_CONV: 8, NORM: "SyncBN"}
+  RPN: {IN_FEATURES: ["p2" ,"p2", "p3", "p4", "p5", "p6"], PRE_NMS_TOPK_TEST: 6000, POST_NMS_TOPK_TEST: 3000}
+  RETINANET: {NUM_CLASSES: 1, TOPK_CANDIDATES_TEST: 3000}
+  PIXEL_MEAN: [128, 128, 128]
+  PIXEL_STD: [11.578, 11.578, 11.578]
+SOLVER: {STEPS: (17500, 20000)}
+TEST: {DETECTIONS_PER_IMAGE: 3000, PRECISE_BN: {ENABLED: False}, AUG: {ENABLED: False}}
+VERSION: 2
+"""
+"""What LIVECell's published config says at test time (sartorius-research/LIVECell, model/anchor_based)."""
+
+
+def test_livecell_s_own_config(tmp_path: Path) -> None:
+    config = read(tmp_path, LIVECELL)
+    parts = config.parts
+    assert parts.body.model_dump(exclude={"norm", "stages"}) == {
+        "depth": 200,
+        "groups": 1,
+        "width_per_group": 64,
+        "radix": 2,
+        "stem_channels": 64,
+        "res2_channels": 256,
+        "stride_in_1x1": False,
+        "deformable": (3, 4, 5),
+        "modulated": True,
+        "deformable_groups": 2,
+    }
+    assert parts.rpn.levels == (2, 2, 3, 4, 5, 6)
+    assert parts.level_anchors[:2] == (
+        ((4.0,), (0.25, 0.5, 1.0, 2.0, 4.0)),
+        ((9.0,), (0.25, 0.5, 1.0, 2.0, 4.0)),
+    )
+    assert (parts.box_head.pool.size, parts.mask_head.pool.size) == (14, 14)
+    assert config.source.endswith(
+        "keys that it leaves out, of Detectron2's get_cfg() with ResNeSt's own defaults"
+    )
+
+
+@pytest.mark.parametrize("name", ["build_resnest_fpn_backbone", "build_resneSt_fpn_backbone"])
+def test_resnest_s_add_on_has_defaults_of_its_own(tmp_path: Path, name: str) -> None:
+    config = read(tmp_path, SHORT | {"MODEL.BACKBONE.NAME": name})
+    assert known(config) == of_base() | {"body.radix": 2, "body.stride_in_1x1": False}
+    assert config.source.endswith("of Detectron2's Base-RCNN-FPN.yaml with ResNeSt's own defaults")
+    switched = SHORT | {"MODEL.BACKBONE.NAME": name, "MODEL.RESNETS.DEEP_STEM": False}
+    assert known(read(tmp_path, switched)) == known(config)
+    said = refused(tmp_path, SHORT | {"MODEL.BACKBONE.NAME": name, "MODEL.RESNETS.RADIX": 1})
+    assert "MODEL.RESNETS.DEEP_STEM = True (expected False where RADIX is 1)" in said
+
+
+def test_the_fork_needs_no_other_builder(tmp_path: Path) -> None:
+    config = read(tmp_path, SHORT | {"MODEL.RESNETS.RADIX": 2})
+    assert known(config) == of_base() | {"body.radix": 2, "body.stride_in_1x1": False}
+
+
 def test_no_resizing(tmp_path: Path) -> None:
     assert read(tmp_path, BASE | {"INPUT.MIN_SIZE_TEST": 0}).preprocessing.resize is None
 

@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 import torch
 from detectron2_factories import REFERENCE, config_of, network_of, spec_of
-from detectron2_oracle import CASCADE, Shapes, State, shapes, with_settings
+from detectron2_oracle import (
+    CASCADE,
+    DCONV_CASCADE,
+    DEFORMABLE_RESNEST,
+    MODULATED,
+    RESNEST,
+    Shapes,
+    State,
+    shapes,
+    with_settings,
+)
 
 from sartorius_infer.errors import CheckpointError
 from sartorius_infer.manifest.detectron2 import Detectron2Parts
@@ -36,16 +46,17 @@ def _drawn(changes: str) -> State:
     return {key: torch.randn(shape, generator=draw) for key, shape in named.items()}
 
 
-def model_shapes(parts: Detectron2Parts, class_count: int) -> Shapes:
+def model_shapes(parts: Detectron2Parts, class_count: int, offset_groups: int = 1) -> Shapes:
     """Keys and shapes of a network's own, but for what counts batches in training."""
     with torch.device("meta"):
-        state = Detectron2Model(parts, class_count).state_dict()
+        state = Detectron2Model(parts, class_count, offset_groups).state_dict()
     return {key: tuple(tensor.shape) for key, tensor in state.items() if not key.endswith(COUNTER)}
 
 
-def small_shapes(folder: Path, changes: Mapping[str, Any] | None = None) -> Shapes:
+def small_shapes(folder: Path, changes: Mapping[str, Any] | None = None, offset_groups: int = 1) -> Shapes:
     settings = with_settings(changes)
-    return model_shapes(config_of(settings, folder).parts, settings["MODEL.ROI_HEADS.NUM_CLASSES"])
+    parts = config_of(settings, folder).parts
+    return model_shapes(parts, settings["MODEL.ROI_HEADS.NUM_CLASSES"], offset_groups)
 
 
 def under(found: Shapes, prefix: str) -> Shapes:
@@ -87,11 +98,19 @@ GROUPS = {
         {"MODEL.RPN.CONV_DIMS": [24, -1, 8], "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[1]]},
         {BOX + "CLS_AGNOSTIC_BBOX_REG": True, MASK + "CLS_AGNOSTIC_MASK": True},
         {BOX + "NUM_CONV": 3, BOX + "NUM_FC": 0, MASK + "NUM_CONV": 5},
+        MODULATED,
+        DCONV_CASCADE,
+        {**RESNEST, BODY + "NORM": "LN"},
+        *({**RESNEST, BODY + "DEPTH": depth} for depth in (50, 101, 152, 200, 269)),
+        {**RESNEST, BODY + "WIDTH_PER_GROUP": 64, BODY + "BOTTLENECK_WIDTH": 40},
+        {**DEFORMABLE_RESNEST, BODY + "WIDTH_PER_GROUP": 64, BODY + "DEPTH": 200},
     ],
     ids=lambda changes: ", ".join(key.removeprefix("MODEL.") for key in changes)[:50] or "plain",
 )
 def test_keys_and_shapes_are_those_of_the_oracle(changes: dict[str, Any], tmp_path: Path) -> None:
-    assert small_shapes(tmp_path, changes) == shapes(with_settings(changes))
+    expected = shapes(with_settings(changes))
+    groups = with_settings(changes).get(BODY + "DEFORM_NUM_GROUPS", 1) if BODY + "RADIX" in changes else 1
+    assert small_shapes(tmp_path, changes, groups) == expected
 
 
 def test_names_in_the_body_are_detectron2s(tmp_path: Path) -> None:
@@ -110,6 +129,20 @@ def test_names_in_the_body_are_detectron2s(tmp_path: Path) -> None:
 def test_a_first_block_of_as_many_channels_has_no_shortcut(tmp_path: Path) -> None:
     body = under(small_shapes(tmp_path, {BODY + "STEM_OUT_CHANNELS": 32}), "backbone.bottom_up.")
     assert {key.split(".")[0] for key in body if ".shortcut." in key} == {"res3", "res4", "res5"}
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["detectron2", "its fork"])
+def test_the_checkpoint_tells_whether_the_convolutions_that_move_taps_are_grouped(
+    grouped: bool, tmp_path: Path
+) -> None:
+    state = state_of(MODULATED)
+    key = "backbone.bottom_up.res4.0.conv2_offset.weight"
+    if grouped:
+        for name in [name for name in state if name.endswith("conv2_offset.weight")]:
+            state[name] = state[name][:, : state[name].shape[1] // 2].clone()
+    network = network_of(with_settings(MODULATED), state, tmp_path)
+    assert torch.equal(network.model.state_dict()[key], state[key])
+    assert network.model.backbone.bottom_up.get_submodule("res4.0.conv2_offset").groups == 1 + grouped
 
 
 def test_a_basic_block_has_two_convolutions(tmp_path: Path) -> None:
@@ -295,22 +328,24 @@ def test_counters_of_batches_may_be_there_and_may_be_missing(norm: str, tmp_path
     check_same({**state, **counters}, state, tmp_path, norms)
 
 
+@pytest.mark.parametrize("changes", [{}, {**RESNEST, BODY + "NORM": "FrozenBN"}], ids=["plain", "resnest"])
 @pytest.mark.parametrize("names", [("running_mean", "running_var"), ("running_mean",), ("running_var",)])
 def test_a_frozen_norm_without_statistics_has_mean_0_and_variance_1(
-    names: tuple[str, ...], tmp_path: Path
+    changes: dict[str, Any], names: tuple[str, ...], tmp_path: Path
 ) -> None:
-    state = state_of()
-    old = {key: tensor for key, tensor in state.items() if not key.endswith(names)}
+    state = state_of(changes)
+    of_body = "backbone.bottom_up."
+    old = {key: t for key, t in state.items() if not (key.startswith(of_body) and key.endswith(names))}
     neutral: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "running_mean": torch.zeros_like,
         "running_var": torch.ones_like,
     }
     full = {
-        key: neutral[key.rpartition(".")[2]](tensor) if key.endswith(names) else tensor
+        key: tensor if key in old else neutral[key.rpartition(".")[2]](tensor)
         for key, tensor in state.items()
     }
     assert len(old) < len(full)
-    check_same(old, full, tmp_path)
+    check_same(old, full, tmp_path, changes)
 
 
 # Keys that are refused.
