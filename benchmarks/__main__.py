@@ -21,7 +21,7 @@ import cv2
 import torch
 import torchvision
 
-from benchmarks import kit, quality, ratios, stages, whole
+from benchmarks import bodies, kit, quality, ratios, stages, whole
 from benchmarks.networks import random_r50
 from benchmarks.timing import Row, table
 from sartorius_infer.ensemble.device import keep_memory, resolve_device
@@ -168,6 +168,14 @@ def _start(arguments: argparse.Namespace, device: torch.device) -> tuple[str, An
     }
 
 
+def _bodies(arguments: argparse.Namespace, device: torch.device) -> tuple[str, Any]:
+    image = image_tensor(read_image(_files(arguments)[0]))[:1]
+    with torch.inference_mode():
+        found = list(bodies.costs(image, arguments.rounds))
+    lines = [[what, f"{plain:.2f}", f"{other:.2f}", f"{other / plain:.2f}"] for what, plain, other in found]
+    return table(["body and pyramid", "plain, s", "other, s", "times as long"], lines), found
+
+
 SECTIONS: dict[str, Section] = {
     "ratios": _ratios,
     "stages": _stages,
@@ -177,6 +185,7 @@ SECTIONS: dict[str, Section] = {
     "ensembles": _ensembles,
     "scaling": _scaling,
     "scores": _scores,
+    "bodies": _bodies,
 }
 
 SHORT = ("ratios", "stages", "levers", "memory", "start")

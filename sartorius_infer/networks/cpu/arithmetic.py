@@ -62,7 +62,7 @@ def _pairs(parent: nn.Module) -> Iterator[tuple[nn.Conv2d, str]]:
     """
     children = {name: child for name, child in parent._modules.items() if child is not None}
     pairs: list[tuple[str, str]] = []
-    if type(parent) in (Conv, DeformableConv) and "norm" in children:
+    if isinstance(parent, Conv) and type(parent) in (Conv, DeformableConv) and "norm" in children:
         yield parent, "norm"
     elif isinstance(parent, nn.Sequential):
         pairs = list(pairwise(children))
