@@ -193,6 +193,7 @@ def test_every_setting_of_a_detectron2_network_is_listed_once(tmp_path: Path) ->
     settings = fields(write_run(tmp_path))["settings"]
     names = flatten(Detectron2Parts().model_dump())
     silent = {name for name in names if ".norm." in name and not name.endswith(".kind")}
+    silent |= {f"body.{name}" for name in ("radix", "deformable", "modulated", "deformable_groups")}
     assert listed(settings).keys() | {"body.groups"} == names.keys() - silent | {"body.groups"}
     assert len(listed(settings)) == len(settings)
     expected = {
@@ -221,6 +222,24 @@ def test_groups_of_norms_and_of_a_resnext_are_listed(tmp_path: Path) -> None:
     settings = listed(found["settings"])
     assert (settings["body.norm.kind"], settings["body.norm.groups"]) == ("group", "32")
     assert settings["body.groups"] == "2"
+
+
+def test_a_resnest_and_its_deformable_convolutions_are_named(tmp_path: Path) -> None:
+    body = PARTS["body"] | {"radix": 2, "stride_in_1x1": False, "deformable": (4, 5), "modulated": True}
+    keys = {
+        "MODEL.RESNETS.RADIX": 2,
+        "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, True, True],
+        "MODEL.RESNETS.DEFORM_MODULATED": True,
+    }
+    found = fields(write_run(tmp_path, SMALL | keys, detectron2_state(body=body)))
+    name = "ResNeSt-50-FPN of 16 channels with deformable convolutions"
+    assert f"architecture  Detectron2 Mask R-CNN, {name}" in found[""]
+    settings = listed(found["settings"])
+    assert (settings["body.radix"], settings["body.deformable"]) == ("2", "(4, 5)")
+    assert settings["body.modulated"] == "True"
+    assert "body.stem_channels" not in settings
+    plain = listed(fields(write_run(tmp_path))["settings"])
+    assert not {f"body.{name}" for name in ("radix", "deformable", "modulated")} & plain.keys()
 
 
 def test_no_limit_of_detections_is_listed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sartorius_infer.checkpoints.reading import Checkpoint
 from sartorius_infer.errors import CheckpointError
+from sartorius_infer.manifest.detectron2 import Detectron2Body
 from sartorius_infer.manifest.manifest import ModelSpec
 from sartorius_infer.manifest.settings import flatten
 from sartorius_infer.networks.base import Network
@@ -72,6 +73,7 @@ class Detectron2Family(Family):
         taps = " with deformable convolutions" if body.deformable else ""
         name = f"{letter}{body.depth}{width}"
         silent = {n for n in values if is_idle(n, values) or (n.endswith(".eps") and values[n] is None)}
+        silent |= _without_effect(body)
         return [
             f"  architecture  Detectron2 {kind}, {name}-FPN of {parts.fpn.channels} channels{taps}",
             "  settings:",
@@ -91,6 +93,13 @@ class Detectron2Family(Family):
     def entry(self, spec: ModelSpec, state: State) -> dict[str, Any]:
         """All of `detectron2`."""
         return {"detectron2": parts_of(spec).model_dump(mode="json")}
+
+
+def _without_effect(body: Detectron2Body) -> set[str]:
+    """Settings of other bodies than this one."""
+    idle = set() if body.deformable else {"deformable", "modulated", "deformable_groups"}
+    idle |= {"stem_channels"} if body.radix > 1 else {"radix"}
+    return {f"body.{name}" for name in idle}
 
 
 def _config_beside(path: Path) -> Path | None:
