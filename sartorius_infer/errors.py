@@ -6,7 +6,7 @@ prints it as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def first_line(error: BaseException) -> str:
@@ -17,6 +17,12 @@ def first_line(error: BaseException) -> str:
 def size_text(size_hw: Iterable[object]) -> str:
     """A size as every message prints it, height first: "520 x 704"."""
     return " x ".join(map(str, size_hw))
+
+
+def some(names: Sequence[object], most: int = 5, between: str = ", ") -> str:
+    """The first few, and how many more: "a, b, c and 7 more"."""
+    more = len(names) - most
+    return between.join(map(str, names[:most])) + f" and {more} more" * (more > 0)
 
 
 class SartoriusError(Exception):

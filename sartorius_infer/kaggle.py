@@ -17,7 +17,9 @@ import numpy as np
 from sartorius_infer.cells.instances import Instances
 from sartorius_infer.cells.rle import decode_label_map
 from sartorius_infer.competition import INPUT, find_competition
+from sartorius_infer.ensemble.weights import find_weights
 from sartorius_infer.errors import SartoriusError, first_line
+from sartorius_infer.files import Paths
 from sartorius_infer.images.find import find_images
 from sartorius_infer.images.read import image_size, read_image
 from sartorius_infer.manifest.manifest import MANIFEST_NAME
@@ -202,8 +204,15 @@ def _count(submission: Path) -> dict[str, int]:
     return cells
 
 
-def pictures(submission: Path, most: int = 3, root: Path = INPUT) -> list[UInt8]:
-    """The images with the most cells, each cell outlined: uint8 RGB, as many as asked for."""
+def pictures(
+    submission: Path, most: int = 3, root: Path = INPUT, weights: Paths | None = None
+) -> list[UInt8]:
+    """The images with the most cells, each cell outlined: uint8 RGB, as many as asked for.
+
+    Images of 16 bits are read by the manifest of `weights`, where it fixes their range.
+    """
+    plan = find_weights(weights).plan if weights else None
+    limits = plan.manifest.images.limits if plan else None
     found = find_competition(root)
     rows = read_submission(submission)
     cells = _count(submission)
@@ -212,7 +221,7 @@ def pictures(submission: Path, most: int = 3, root: Path = INPUT) -> list[UInt8]
     drawn = []
     for image_id in chosen:
         if image_id in files:
-            image = read_image(files[image_id])
+            image = read_image(files[image_id], limits)
             rles = [row.predicted for row in rows if row.id == image_id and row.predicted]
             drawn.append(overlay(image, _as_instances(image_id, rles, image.size_hw)))
     return drawn

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from sartorius_infer.errors import size_text
+from sartorius_infer.errors import size_text, some
 
 
 def test_sizes_are_printed_height_first() -> None:
     assert size_text((520, 704)) == "520 x 704"
     assert size_text([1, 2]) == "1 x 2"
+
+
+def test_a_few_of_many_are_named() -> None:
+    assert some([]) == ""
+    assert some("abcde") == "a, b, c, d, e"
+    assert some("abcdef") == "a, b, c, d, e and 1 more"
+    assert some([3, 4, 5], most=1, between="; ") == "3 and 2 more"

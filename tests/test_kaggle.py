@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from places import ROOT
 from tiny import write_image, write_tiny
 
@@ -24,6 +27,7 @@ from sartorius_infer.output.check import check_submission
 from sartorius_infer.output.submission import read_submission
 from sartorius_infer.output.writers import encode_rows
 from sartorius_infer.run.journal import ABOUT, Journal, Result, journal_folder
+from sartorius_infer.types import UInt8
 
 IDS = ("c", "a", "b")
 SIZE_HW = (64, 96)
@@ -394,6 +398,26 @@ def test_pictures_show_the_images_with_the_most_cells(mounted: Path, tmp_path: P
     np.testing.assert_array_equal(drawn[0], pictures(path, root=tmp_path / "input")[0])
     path.write_text("id,predicted\nb,\n")
     assert (drawn[0] != pictures(path, root=tmp_path / "input")[0]).any()
+
+
+def test_pictures_are_of_what_the_networks_saw(mounted: Path, tmp_path: Path) -> None:
+    """The manifest's range of 16 bits, under which all above 100 is white."""
+    submission, file = tmp_path / "s.csv", mounted / "test" / "a.png"
+    submission.write_text("id,predicted\na,1 5\n")
+    stored = np.arange(64 * 96, dtype=np.uint16).reshape(64, 96) // 8
+
+    def drawn(pixels: NDArray[Any], weights: Path | None = None) -> UInt8:
+        assert cv2.imwrite(str(file), pixels)
+        (picture,) = pictures(submission, root=tmp_path / "input", weights=weights)
+        return picture
+
+    fixed = write_tiny(tmp_path / "fixed", images={"range": [0, 100]})
+    seen = ((np.minimum(stored, 100) * 51 + 10) // 20).astype(np.uint8)
+    for weights in (fixed, fixed.parent):
+        np.testing.assert_array_equal(drawn(stored, weights), drawn(seen))
+    own = drawn(stored)
+    assert (own != drawn(seen)).any()
+    np.testing.assert_array_equal(drawn(stored, write_tiny(tmp_path / "free")), own)
 
 
 def test_without_images_there_are_no_pictures(tmp_path: Path) -> None:

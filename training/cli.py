@@ -27,7 +27,11 @@ def parser() -> argparse.ArgumentParser:
     add("--all", action="store_true", help="train on every image, hold none out")
     add("--folds", type=int, metavar="K", help="hold out one of K parts instead of the recipe's split")
     add("--fold", type=int, metavar="I", help="which of --folds, or of the recipe's folds, from 0")
-    add("--init", metavar="FILE", help="weights to start from instead of the recipe's")
+    add(
+        "--init",
+        metavar="FILE",
+        help="weights to start from instead of the recipe's; FILE::ema is one network of several in a file",
+    )
     add("--seed", type=int, metavar="N", help="instead of the recipe's")
     add("--time-limit", type=float, metavar="MINUTES", help="stop then, with the state written")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")

@@ -59,7 +59,9 @@ def pool(runs: Sequence[Path], images: Sequence[Path], out: Path, views: Sequenc
             networks = load_ensemble([run / FINAL], where, resolve_precision("auto", where))
             ensemble = networks.with_overrides(views=views)
             for file in some:
-                save_prediction(out, predict(ensemble, [read_image(file)])[0])
+                save_prediction(
+                    out, predict(ensemble, [read_image(file, ensemble.manifest.images.limits)])[0]
+                )
                 bar.update()
     return len(ids)
 

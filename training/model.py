@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 
+from sartorius_infer.checkpoints.files import named_network
 from sartorius_infer.checkpoints.reading import read_checkpoint
 from sartorius_infer.networks.torchvision.keys import canonical_keys, is_mask_rcnn
 from sartorius_infer.networks.torchvision.rcnn import build_model
@@ -69,10 +70,10 @@ def read_init(recipe: Recipe, folder: Path) -> Mapping[str, Tensor]:
         # COCO's classes are none of ours.
         state = canonical_keys(_downloaded(name))
         return {key: tensor for key, tensor in state.items() if key.rpartition(".")[0] not in PER_CLASS}
-    path = folder / init
+    path, which = named_network(folder / init)
     if not path.is_file():
         raise TrainingError(f"{path}: expected a checkpoint to start from (init), found none")
-    state = read_checkpoint(path).state
+    state = read_checkpoint(path, which).state
     return canonical_keys(state) if is_mask_rcnn(state) else _of_body(state)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sartorius_infer.checkpoints.files import named_network
 from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve_precision
 from sartorius_infer.run.ranks import Rank, this_rank
 from training.errors import TrainingError
@@ -82,7 +83,9 @@ def _recipe(options: Options) -> Recipe:
             raise TrainingError(f"--fold: expected 0 to --folds - 1, found {fold} of {folds}")
         update["split"] = recipe.split.model_copy(update={"folds": folds, "fold": fold})
     if options.init is not None:
-        update["init"] = str(Path(options.init).resolve()) if Path(options.init).is_file() else options.init
+        # Absolute, since a recipe's own counts from the recipe; "imagenet" and "coco" are no files.
+        given = Path(options.init)
+        update["init"] = str(given.absolute()) if named_network(given)[0].is_file() else options.init
     for name, number in (("seed", options.seed), ("workers", options.workers)):
         if number is not None and number < 0:
             raise TrainingError(f"--{name}: expected 0 or more, found {number}")

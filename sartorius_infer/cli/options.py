@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from sartorius_infer.errors import some
+
 if TYPE_CHECKING:
     from sartorius_infer.evaluate.true_image import TrueImage
     from sartorius_infer.manifest.manifest import Manifest
@@ -132,9 +134,8 @@ def print_notes(truth: Mapping[str, TrueImage], file: TextIO | None = None) -> N
 def print_skipped(without_truth: Sequence[str]) -> None:
     """Name the images that have no truth, and therefore do not count."""
     if without_truth:
-        names, count = ", ".join(without_truth[:5]), len(without_truth)
-        more = f" and {count - 5} more" if count > 5 else ""
-        print(f"skipped   {count} image{'s' * (count > 1)} without truth: {names}{more}")
+        count = len(without_truth)
+        print(f"skipped   {count} image{'s' * (count > 1)} without truth: {some(without_truth)}")
 
 
 def load_plugins(arguments: argparse.Namespace) -> None:

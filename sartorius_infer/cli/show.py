@@ -17,7 +17,7 @@ from sartorius_infer.cli.options import (
     rules_given,
     with_rules,
 )
-from sartorius_infer.errors import PredictionError, SubmissionError, TruthError
+from sartorius_infer.errors import ManifestError, PredictionError, SubmissionError, TruthError, some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sartorius_infer.evaluate.submissions import Found
     from sartorius_infer.evaluate.true_image import TrueImage
     from sartorius_infer.images.find import ImageFile
+    from sartorius_infer.images.read import Limits
     from sartorius_infer.manifest.manifest import Manifest
     from sartorius_infer.show.candidates import Looks
     from sartorius_infer.tuning.curves import Curve
@@ -85,6 +86,7 @@ def show_command(arguments: argparse.Namespace) -> int:
     print_notes(truth or {}, sys.stderr)
     files = {file.id: file for file in find_images(arguments.images, arguments.recursive)}
     looks, curves = _looks(arguments, files, truth)
+    limits = _limits(arguments)
     with tqdm(total=len(looks.images), unit=" image", desc="show", dynamic_ncols=True) as bar:
 
         def advance(image_id: str) -> None:
@@ -98,6 +100,7 @@ def show_command(arguments: argparse.Namespace) -> int:
                 curves,
                 arguments.iou,
                 title=f"Cells of {(arguments.submission or arguments.predictions).name}",
+                limits=limits,
                 on_image=advance,
             )
         except TruthError as error:
@@ -106,7 +109,7 @@ def show_command(arguments: argparse.Namespace) -> int:
         file.write(page)
     print(f"written   {arguments.out} ({len(page.encode()) / 1e6:.1f} MB), {len(looks.images)} images")
     if arguments.overlays:
-        _overlays(arguments, files, looks, truth)
+        _overlays(arguments, files, looks, truth, limits)
     return OK
 
 
@@ -120,7 +123,7 @@ def _looks(
     manifest, predictions = _saved(arguments)
     if unknown := [p.image_id for p in predictions if p.image_id not in files]:
         raise PredictionError(
-            f"{arguments.predictions}: expected predictions of --images, found {', '.join(unknown[:5])}"
+            f"{arguments.predictions}: expected predictions of --images, found {some(unknown)}"
         )
     looks = looks_of_predictions(predictions, manifest.rules, manifest.classes)
     if arguments.submission is not None:
@@ -176,6 +179,19 @@ def _manifest(arguments: argparse.Namespace) -> Manifest:
     return with_rules(arguments, find_weights(arguments.weights).require_plan().manifest, is_bare=False)[0]
 
 
+def _limits(arguments: argparse.Namespace) -> Limits | None:
+    """The manifest's range of 16 bits, so that pictures are what the networks saw."""
+    from sartorius_infer.ensemble.weights import find_weights
+
+    try:
+        plan = find_weights(arguments.weights).plan
+    except ManifestError:
+        if arguments.weights:
+            raise
+        return None  # no manifest comes with this installation, and a submission needs none
+    return None if plan is None else plan.manifest.images.limits
+
+
 def _compare(
     arguments: argparse.Namespace, files: dict[str, ImageFile], looks: Looks, truth: Truth | None
 ) -> None:
@@ -192,7 +208,7 @@ def _compare(
     if other:
         print(
             f"warning: {arguments.submission} has other cells than the predictions by the rules of --weights "
-            f"in {len(other)} images ({', '.join(other[:5])}); the page shows those of the predictions",
+            f"in {len(other)} images ({some(other)}); the page shows those of the predictions",
             file=sys.stderr,
         )
 
@@ -222,7 +238,11 @@ def _curves(predictions: list[Prediction], manifest: Manifest, truth: Truth) -> 
 
 
 def _overlays(
-    arguments: argparse.Namespace, files: dict[str, ImageFile], looks: Looks, truth: Truth | None
+    arguments: argparse.Namespace,
+    files: dict[str, ImageFile],
+    looks: Looks,
+    truth: Truth | None,
+    limits: Limits | None,
 ) -> None:
     from sartorius_infer.images.read import read_image
     from sartorius_infer.output.render import overlay, save_overlay
@@ -230,7 +250,7 @@ def _overlays(
     from sartorius_infer.show.matches import match_overlay
 
     for image_id, look in looks.images.items():
-        image = read_image(files[image_id])
+        image = read_image(files[image_id], limits)
         cells = shown_instances(image_id, look, looks)
         save_overlay(arguments.overlays, image_id, overlay(image, cells))
         if truth is not None:

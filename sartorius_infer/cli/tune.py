@@ -18,7 +18,7 @@ from sartorius_infer.cli.options import (
     print_skipped,
     with_rules,
 )
-from sartorius_infer.errors import TruthError
+from sartorius_infer.errors import TruthError, some
 
 if TYPE_CHECKING:
     from sartorius_infer.ensemble.ensemble import Ensemble
@@ -136,9 +136,7 @@ def _annotated(items: Sequence[T], ids: Sequence[str], truth: Container[str], so
     """The items whose ids have their truth; names the others. Raises TruthError where none is left."""
     without_truth = [image_id for image_id in ids if image_id not in truth]
     if len(without_truth) == len(ids):
-        raise TruthError(
-            f"{source}: expected the truth of an image, found none of {', '.join(without_truth[:5])}"
-        )
+        raise TruthError(f"{source}: expected the truth of an image, found none of {some(without_truth)}")
     print_skipped(without_truth)
     return [item for item, image_id in zip(items, ids, strict=True) if image_id in truth]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sartorius_infer.checkpoints.files import SUFFIXES, looks_like_a_checkpoint, named_network
-from sartorius_infer.errors import CheckpointError, ManifestError
+from sartorius_infer.errors import CheckpointError, ManifestError, some
 from sartorius_infer.files import Paths, as_paths, visible
 from sartorius_infer.manifest.manifest import MANIFEST_NAME, Plan, load_manifest
 
@@ -109,9 +109,8 @@ def _in_folder(folder: Path) -> list[Path]:
     return found
 
 
-def _say_left_out(folder: Path, names: Sequence[str], most: int = 5) -> None:
+def _say_left_out(folder: Path, names: Sequence[str]) -> None:
     """Configs go with a checkpoint of their own, so nobody misses them here."""
     names = [name for name in names if not name.lower().endswith((".yaml", ".yml"))]
     if names:
-        more = f" and {len(names) - most} more" if len(names) > most else ""
-        log.warning("%s: left out, being no checkpoints: %s%s", folder, ", ".join(names[:most]), more)
+        log.warning("%s: left out, being no checkpoints: %s", folder, some(names))

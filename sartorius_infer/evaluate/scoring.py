@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sartorius_infer.cells.rle import Mask
-from sartorius_infer.errors import TruthError
+from sartorius_infer.errors import TruthError, some
 from sartorius_infer.evaluate.classes import Classes
 from sartorius_infer.evaluate.metric import THRESHOLDS, ImageScore, mean_ap, score_image
 from sartorius_infer.evaluate.submissions import Found
@@ -66,7 +66,7 @@ def score(truth: Mapping[str, TrueImage], found: Found) -> Score:
         raise TruthError("expected a submission with at least one image, found none")
     unknown = [image_id for image_id in found if image_id not in truth]
     if unknown:
-        raise TruthError(f"expected the truth of every image, found none of {', '.join(unknown[:5])}")
+        raise TruthError(f"expected the truth of every image, found none of {some(unknown)}")
     ids = sorted(found)
     images = tuple(
         score_image(i, truth[i].masks, [cell.mask for cell in found[i]], _pixels(truth[i])) for i in ids
@@ -137,7 +137,7 @@ def compare(one: Score, other: Score, seed: int = 0) -> Comparison:
     ids, others = ([image.id for image in s.images] for s in (one, other))
     if ids != others:
         odd = sorted(set(ids) ^ set(others))
-        raise TruthError(f"expected two submissions of the same images, found {', '.join(odd[:5])} in one")
+        raise TruthError(f"expected two submissions of the same images, found {some(odd)} in one")
     differences = one.aps - other.aps
     low, high = bootstrap(differences, seed)
     return Comparison(float(differences.mean()), low, high, len(ids))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sartorius_infer.cells.rle import Mask
-from sartorius_infer.errors import TruthError
+from sartorius_infer.errors import TruthError, some
 from sartorius_infer.files import whole
 
 Key = int | str
@@ -92,4 +92,4 @@ def require_known(truth: Mapping[str, TrueImage], ids: list[str], source: Path) 
     """Raise TruthError unless every id has its truth."""
     unknown = [image_id for image_id in ids if image_id not in truth]
     if unknown:
-        raise TruthError(f"{source}: expected truth of every image, found none of {', '.join(unknown[:5])}")
+        raise TruthError(f"{source}: expected truth of every image, found none of {some(unknown)}")

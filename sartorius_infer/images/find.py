@@ -78,6 +78,11 @@ def require_file(path: Path) -> None:
     """Raise ImageError for a pipe or device, which to open may wait for ever, and for a name not in UTF-8."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise ImageError(f"expected a file, found a {_kind(path)}")
+    require_text(path)
+
+
+def require_text(path: Path) -> None:
+    """Raise ImageError for a file's name that is not UTF-8, so that no output could name it."""
     if printable(path.name) != path.name:
         raise ImageError("expected a file name in UTF-8, found other bytes; rename the file")
 

@@ -17,11 +17,11 @@ from sartorius_infer.cells.rle import (
     mask_areas_and_boxes,
     shared_pixels,
 )
-from sartorius_infer.errors import size_text
+from sartorius_infer.errors import size_text, some
 from sartorius_infer.files import as_id, as_path, whole
 from sartorius_infer.images.formats import MAX_PIXELS
 from sartorius_infer.output.check import Problem
-from sartorius_infer.output.image_ids import ImageIds, some
+from sartorius_infer.output.image_ids import ImageIds
 from sartorius_infer.output.results import read_results
 
 Key = int | str

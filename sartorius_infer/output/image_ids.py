@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sartorius_infer.errors import SubmissionError, first_line
+from sartorius_infer.errors import SubmissionError, first_line, some
 from sartorius_infer.files import as_id, as_path, json_text, whole
 
 
@@ -74,24 +74,27 @@ class ImageIds:
 
 
 def read_image_ids(path: str | Path) -> ImageIds:
-    """A JSON list of objects with `file_name` and `id`, or COCO's JSON, whose `images` is one.
+    """A JSON list of objects with `file_name` and `id`, COCO's JSON, whose `images` is one, or a mapping.
 
-    Other keys are ignored, but for `height` and `width`. A number may be written 40.0 or "40". Raises
-    SubmissionError that names the file and the entry.
+    A mapping gives the number of each name, with or without suffix: {"a.tif": 40}. Of lists other keys are
+    ignored, but for `height` and `width`. A number may be written 40.0 or "40". Raises SubmissionError that
+    names the file and the entry.
     """
     path = as_path(path, "image ids")
     try:
-        content = json.loads(json_text(path))
+        content = json.loads(json_text(path), object_pairs_hook=_Object)
     except Exception as error:  # from no file at all to brackets without end
         raise SubmissionError(f"{path}: expected a JSON list of image ids, found {_reason(error)}") from None
-    is_coco = isinstance(content, dict) and "images" in content
+    is_coco = isinstance(content, dict) and isinstance(content.get("images"), list | dict)
     entries = content["images"] if is_coco else content
     if is_coco and isinstance(entries, dict):  # as LIVECell writes annotations
         entries = [*entries.values()]
+    elif isinstance(entries, _Object):
+        entries = _of_mapping(path, entries)
     if not isinstance(entries, list):
         raise SubmissionError(
-            f"{path}: expected a list of objects with file_name and id, or COCO's JSON with images, "
-            f"found {type(entries).__name__}"
+            f"{path}: expected a list of objects with file_name and id, a mapping of names to ids, or "
+            f"COCO's JSON with images, found {type(entries).__name__}"
         )
     images = tuple(dict.fromkeys(_listed(path, place, entry) for place, entry in enumerate(entries, 1)))
     owners: dict[int, str] = {}
@@ -101,6 +104,21 @@ def read_image_ids(path: str | Path) -> ImageIds:
                 f"{path}: expected an id for each image, found {image.number} for {other} and {image.name}"
             )
     return ImageIds(path, images, _categories(content.get("categories")) if is_coco else None)
+
+
+class _Object(dict[str, Any]):
+    """An object of JSON, and the keys that it repeats, of which a dict keeps the last alone."""
+
+    def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+
+
+def _of_mapping(path: Path, numbers: _Object) -> list[dict[str, Any]]:
+    """Entries of a mapping of names to numbers."""
+    if numbers.repeated:
+        raise SubmissionError(f"{path}: expected each name once, found {some(numbers.repeated)} twice")
+    return [{"file_name": name, "id": number} for name, number in numbers.items()]
 
 
 def _listed(path: Path, place: int, entry: Any) -> Listed:
@@ -135,12 +153,6 @@ def _by_name(pairs: Iterator[tuple[str, int]]) -> Mapping[str, set[int]]:
     for name, number in pairs:
         found[name].add(number)
     return dict(found)
-
-
-def some(names: Sequence[object]) -> str:
-    """The first five, and how many more."""
-    more = len(names) - 5
-    return ", ".join(map(str, names[:5])) + f" and {more} more" * (more > 0)
 
 
 def _reason(error: Exception) -> str:

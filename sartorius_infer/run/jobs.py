@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from sartorius_infer.errors import ImageError
 from sartorius_infer.files import as_id
-from sartorius_infer.images.find import ImageFile
+from sartorius_infer.images.find import ImageFile, naming, require_text
 from sartorius_infer.run.journal import Result
 
 
@@ -19,6 +20,18 @@ class Job:
 
     id: str
     file: ImageFile | None
+
+    @property
+    def fault(self) -> ImageError | None:
+        """Why it will fail, as far as its name tells: no image, or a file's name that is not UTF-8."""
+        if self.file is None:
+            return ImageError(f"{self.id}: expected an image of this id, found none")
+        try:
+            with naming(self.file.path):
+                require_text(self.file.path)
+        except ImageError as error:
+            return error
+        return None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from sartorius_infer.cells.claim import build_instances, build_overlapping, sele
 from sartorius_infer.cells.instances import Instances
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.passes import predict
-from sartorius_infer.errors import ImageError, PredictionError, SartoriusError, first_line
+from sartorius_infer.errors import PredictionError, SartoriusError, first_line
 from sartorius_infer.images.read import Limits, read_image
 from sartorius_infer.output.predictions import save_prediction
 from sartorius_infer.output.render import overlay, save_overlay
@@ -117,7 +117,7 @@ def _ahead(
 def _decode(task: tuple[int, Job], limits: Limits | None) -> _Work:
     batch, job = task
     if job.file is None:
-        return _Work(batch, job.id, error=ImageError(f"{job.id}: expected an image of this id, found none"))
+        return _Work(batch, job.id, error=job.fault)
     try:
         return _Work(batch, job.id, image=read_image(job.file, limits))
     except SartoriusError as error:

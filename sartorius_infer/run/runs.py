@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sartorius_infer.errors import JournalError, SubmissionError
+from sartorius_infer.errors import JournalError, SubmissionError, some
 from sartorius_infer.output.writers import ResultWriter, open_writer
 from sartorius_infer.run.budget import Budget
 from sartorius_infer.run.jobs import Batch, Job, Options, Summary, plan_batches
@@ -71,8 +71,14 @@ class Run:
     def prepare(self) -> None:
         """Make the folders; raise SubmissionError where the output cannot be written, OSError elsewhere.
 
-        It is found out again when the output is written, but after networks were loaded, which takes long.
+        Images whose names already tell that they will fail are said, or, with `on_error="stop"`, raise
+        ImageError. It is all found out again later, but after networks were loaded, which takes long.
         """
+        faults = [job.fault for job in self.jobs if job.fault]
+        if faults and self.options.on_error == "stop":
+            raise faults[0]
+        if faults and self.rank.is_first:
+            log.warning("left blank: %s", some(faults, between="; "))
         for folder in (self.out.parent, self.options.save_predictions, self.options.overlays):
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)

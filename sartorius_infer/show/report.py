@@ -14,12 +14,12 @@ import numpy as np
 
 from sartorius_infer.cells.colours import class_colours
 from sartorius_infer.cells.rle import Mask, run_pixels
-from sartorius_infer.errors import ImageError, TruthError, size_text
+from sartorius_infer.errors import ImageError, TruthError, size_text, some
 from sartorius_infer.evaluate.metric import overlaps, score_image, twentieths
 from sartorius_infer.evaluate.scoring import bootstrap
 from sartorius_infer.evaluate.true_image import TrueImage
 from sartorius_infer.images.find import ImageFile
-from sartorius_infer.images.read import read_image
+from sartorius_infer.images.read import Limits, read_image
 from sartorius_infer.output.render import stretched
 from sartorius_infer.show.candidates import Look, Looks, shown_masks
 from sartorius_infer.tuning.curves import Curve
@@ -39,22 +39,24 @@ def report(
     curves: Sequence[Curve] = (),
     iou: float = 0.5,
     title: str = "Cells",
+    limits: Limits | None = None,
     on_image: Callable[[str], None] = lambda image_id: None,
 ) -> str:
     """The page of the images that `looks` has, as HTML; it works from a file, without a network.
 
     truth: by image id; with it hits, misses, false alarms and the score are shown. curves: of the score
     against minimum areas. iou: what a hit must exceed at first, one of `metric.THRESHOLDS`.
+    limits: the 16-bit values that are black and white, as `read_image` takes them.
     Raises ImageError for an image that is missing or has another size than its cells, TruthError for a
     truth that is missing or has another size, ValueError for another IoU.
     """
     by_id = {file.id: file for file in files}
     missing = [image_id for image_id in looks.images if image_id not in by_id]
     if missing:
-        raise ImageError(f"expected an image for every id, found none of {', '.join(missing[:5])}")
+        raise ImageError(f"expected an image for every id, found none of {some(missing)}")
     entries, aps = [], []
     for image_id, look in looks.images.items():
-        image = read_image(by_id[image_id])
+        image = read_image(by_id[image_id], limits)
         known = None if truth is None else _truth_of(image, truth)
         entries.append(_entry(image, look, looks.scored, known))
         if known is not None:

@@ -399,3 +399,34 @@ def test_a_manifest_without_consensus(files: Files, capfd: pytest.CaptureFixture
     content = content_of((files.case.folder / "page.html").read_text("utf-8"))
     assert (content["consensus"], content["floors"]) == ("off", [0.5, 0.5, 0.5])
     capfd.readouterr()
+
+
+@pytest.mark.parametrize("what", ["predictions", "results"])
+def test_pictures_are_of_what_the_networks_saw(
+    files: Files, what: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The manifest's range of 16 bits, as if the images had been saved so in 8."""
+    images, overlays = files.case.folder / "images", files.case.folder / "overlays"
+    rules = json.loads(RULES.model_dump_json())
+    fixed = write_tiny(
+        files.case.folder / "w", classes=list(CLASSES), rules=rules, images={"range": [90, 140]}
+    )
+    cells = (
+        {"predictions": files.case.folder / "saved"}
+        if what == "predictions"
+        else {"submission": files.results}
+    )
+
+    def shown(weights: Path) -> tuple[list[str], list[bytes]]:
+        assert main(files.words(**cells, weights=weights, overlays=overlays)) == 0
+        content = content_of((files.case.folder / "page.html").read_text("utf-8"))
+        pictures = [entry["picture"] for entry in content["images"]]
+        return pictures, [path.read_bytes() for path in sorted(overlays.iterdir())]
+
+    for file in images.iterdir():
+        cv2.imwrite(str(file), read_image(file).pixels.astype(np.uint16))
+    by_manifest, by_themselves = shown(fixed), shown(files.weights)
+    for file in images.iterdir():
+        cv2.imwrite(str(file), read_image(file, (90, 140)).pixels)
+    assert by_manifest == shown(files.weights) != by_themselves
+    capfd.readouterr()

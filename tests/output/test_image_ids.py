@@ -40,6 +40,14 @@ def test_a_coco_file_is_a_list_too(tmp_path: Path, images: Any) -> None:
     assert (ids.numbers(["a"]), ids.categories) == ({"a": 7}, {2, 5})
 
 
+@pytest.mark.parametrize("content", [{"a.tif": 7, "x/b.png": 8.0}, {"a": "7", "b": 8}, {"images": 7, "a": 8}])
+def test_a_plain_mapping(tmp_path: Path, content: Any) -> None:
+    ids = read_image_ids(write(tmp_path, content))
+    names = ["images", "a"] if "images" in content else ["a", "b"]
+    assert ids.numbers(names) == dict(zip(names, (7, 8), strict=True))
+    assert ids.categories is None
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_byte_order_marks_are_read(tmp_path: Path, encoding: str) -> None:
     assert read_image_ids(write(tmp_path, listed(("a.tif", 7)), encoding)).numbers(["a"]) == {"a": 7}
@@ -107,10 +115,21 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "deep": ("[" * 100_000, "expected a JSON list of image ids, found RecursionError: "),
     "a number": (
         7,
-        "expected a list of objects with file_name and id, or COCO's JSON with images, found int",
+        "expected a list of objects with file_name and id, a mapping of names to ids, or COCO's JSON with "
+        "images, found int",
     ),
-    "no images": ({"a.tif": 7}, "or COCO's JSON with images, found dict"),
-    "images of another kind": ({"images": 7}, "or COCO's JSON with images, found int"),
+    "names by number": (
+        {"7": "a.tif"},
+        'entry 1: expected a file_name and an id, a whole number, found {"fi',
+    ),
+    "half a number": ({"a.tif": 7, "b.tif": 8.5}, "entry 2: expected a file_name and an id, a whole number"),
+    "a mapping of objects": ({"a.tif": {"id": 7}}, "entry 1: expected a file_name and an id"),
+    "images of another kind": ({"images": "a"}, "entry 1: expected a file_name and an id"),
+    "a name twice": ('{"a.tif": 1, "a.tif": 2, "b": 3}', "expected each name once, found a.tif twice"),
+    "one number of two names": (
+        {"a.tif": 1, "b.tif": 1},
+        "expected an id for each image, found 1 for a.tif and",
+    ),
     "a list of names": (["a.tif"], 'entry 1: expected a file_name and an id, a whole number, found "a.tif"'),
     "no id": ([{"file_name": "a.tif"}], "entry 1: expected a file_name and an id"),
     "no name": ([*listed(("a.tif", 1)), {"id": 2}], "entry 2: expected a file_name and an id"),

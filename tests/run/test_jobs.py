@@ -45,6 +45,16 @@ def test_the_sample_may_spell_ids_in_its_own_way() -> None:
     assert plan_jobs([inner, composed], (decomposed, "a/image")) == (expected, [])
 
 
+def test_what_a_name_tells_is_known_before_anything_is_opened() -> None:
+    odd = ImageFile(r"caf\udce9", Path("x/caf\udce9.png"))
+    assert Job("a", ImageFile("a", Path("caf\udce9/a.png"))).fault is None
+    assert str(Job("b", None).fault) == "b: expected an image of this id, found none"
+    assert (
+        str(Job(odd.id, odd).fault)
+        == r"x/caf\udce9.png: expected a file name in UTF-8, found other bytes; rename the file"
+    )
+
+
 def test_a_summary_tells_failed_images_from_blank_ones() -> None:
     summary = Summary(cells=Counter({"x": 0, "y": 0}))
     for result in (Result("a", [], {"y": 2}), Result("b", []), Result("c", [], error="broken")):

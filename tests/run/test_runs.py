@@ -42,7 +42,7 @@ from torch.distributed import HashStore
 
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.loading import load_ensemble
-from sartorius_infer.errors import JournalError, SubmissionError
+from sartorius_infer.errors import ImageError, JournalError, SubmissionError
 from sartorius_infer.images.find import ImageFile, find_images
 from sartorius_infer.manifest.rules import ClassRule
 from sartorius_infer.networks import registry
@@ -646,6 +646,27 @@ def test_what_cannot_be_written_is_told_before_networks_are_loaded(scene: Scene)
         replace(run, out=Path(device)).prepare()
     with pytest.raises(OSError, match=r"f\.png"):
         replace(run, out=write_image(scene.folder / "f.png") / "s.csv").prepare()
+
+
+def test_images_that_will_fail_are_told_before_networks_are_loaded(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a name that is no text, which only the bytes of a file system can hold; and where there is none."""
+    run = run_of_rank(scene, Rank())
+    odd = Job(r"\udce9", ImageFile(r"\udce9", Path("\udce9.png")))
+    bad = replace(run, jobs=(odd, *run.jobs, Job("gone", None)))
+    stopping = replace(bad, options=replace(run.options, on_error="stop"))
+    with pytest.raises(ImageError, match="expected a file name in UTF-8"):
+        stopping.prepare()
+    run.prepare()
+    replace(bad, rank=Rank(1, 2)).prepare()
+    assert caplog.messages == []
+    bad.prepare()
+    (told,) = caplog.messages
+    assert told == (
+        r"left blank: \udce9.png: expected a file name in UTF-8, found other bytes; rename the file; "
+        "gone: expected an image of this id, found none"
+    )
 
 
 def test_a_summary_counts_every_class_in_label_order(scene: Scene, ensemble: Ensemble) -> None:

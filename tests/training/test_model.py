@@ -9,6 +9,7 @@ import pytest
 import torch
 from training_factories import make_recipe
 
+from sartorius_infer.errors import CheckpointError
 from training import model as model_room
 from training.errors import TrainingError
 from training.model import build_learner, exported_state, freeze, set_modes, start_from
@@ -31,6 +32,18 @@ def test_a_checkpoint_of_fewer_classes_gives_their_rows(tmp_path: Path) -> None:
     assert after[key].shape[0] == 20
     assert torch.equal(exported_state(after, 3)[key], before[key])
     assert all(torch.equal(exported_state(after, 3)[k], v) for k, v in before.items())
+
+
+def test_one_network_of_several_in_a_file(tmp_path: Path) -> None:
+    states = [build_learner(make_recipe(seed=seed), tmp_path).model.state_dict() for seed in (1, 2)]
+    torch.save({"model": states[0], "ema": states[1]}, tmp_path / "two.pth")
+    for init, state in (("two.pth", states[0]), ("two.pth::ema", states[1])):
+        started = build_learner(make_recipe(init=init), tmp_path).model.state_dict()
+        assert all(torch.equal(started[key], value) for key, value in state.items())
+    with pytest.raises(CheckpointError, match="expected a network under 'swa'"):
+        build_learner(make_recipe(init="two.pth::swa"), tmp_path)
+    with pytest.raises(TrainingError, match=r"none.pth::ema: expected a checkpoint to start from"):
+        build_learner(make_recipe(init="none.pth::ema"), tmp_path)
 
 
 def test_a_classifier_gives_its_body(tmp_path: Path) -> None:

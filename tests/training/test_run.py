@@ -208,6 +208,18 @@ def test_a_fold_of_the_recipes_own(tmp_path: Path) -> None:
     assert _recipe(Options(path, (), tmp_path, folds=4)).split.folds == 4
 
 
+def test_a_start_is_found_from_where_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_recipe(tmp_path / "recipes" / "r.toml")
+    (tmp_path / "a.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    for said in ("a.pth", "a.pth::ema"):
+        assert _recipe(Options(path, (), tmp_path, init=said)).init == str(tmp_path / said)
+    for said in ("imagenet", "none.pth"):
+        assert _recipe(Options(path, (), tmp_path, init=said)).init == said
+
+
 def test_bad_input_is_one_line(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_recipe(tmp_path / "r.toml")
     out = ["--out", str(tmp_path / "run"), "--device", "cpu"]
