@@ -99,6 +99,25 @@ def test_from_training_to_the_hand_in(tmp_path: Path) -> None:
     def sartorius(*words: str) -> str:
         return run("sartorius_infer", *words, cwd=tmp_path)
 
+    pictures = [str(path.relative_to(tmp_path)) for path in sorted((tmp_path / "train").glob("*/image.tif"))]
+    sartorius(
+        "--weights", "run", "--images", *pictures, *cpu, "--out", "trained.json", "--save-predictions", "p"
+    )
+    assert "images    3 " in sartorius("score", "--truth", "train", "--submission", "trained.json")
+    sartorius(
+        *(
+            "show",
+            "--images",
+            "train",
+            "--recursive",
+            "--truth",
+            "train",
+            "--weights",
+            "run/weights_manifest.json",
+        ),
+        *("--predictions", "p", "--out", "page.html"),
+    )
+
     known, ids = ["--images", "test_release"], ["--image-ids", "test_image_name_to_ids.json"]
     sartorius("--weights", "run", *known, *cpu, "--out", "named.json")
     said = sartorius("score", "--truth", "train", "--submission", "named.json", "--coco")

@@ -18,6 +18,7 @@ from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import SartoriusError
 from sartorius_infer.images.find import ImageFile, find_images
+from sartorius_infer.images.names import match_names
 from sartorius_infer.images.read import read_image
 from sartorius_infer.manifest.views import parse_views
 from sartorius_infer.output.predictions import save_prediction
@@ -68,9 +69,10 @@ def pool(runs: Sequence[Path], images: Sequence[Path], out: Path, views: Sequenc
 
 def _held_out(run: Path, files: dict[str, ImageFile]) -> list[ImageFile]:
     ids = read_held_out(run)
-    if missing := [image_id for image_id in ids if image_id not in files]:
+    known = match_names(ids, files)
+    if missing := [image_id for image_id in ids if image_id not in known]:
         raise TrainingError(f"{run}: expected the {len(ids)} held-out images, found none of {missing[0]}")
-    return [files[image_id] for image_id in ids]
+    return [ImageFile(image_id, files[known[image_id]].path) for image_id in ids]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

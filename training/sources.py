@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -18,11 +18,12 @@ import pandas as pd
 
 from sartorius_infer.cells.rle import Mask
 from sartorius_infer.errors import ImageError
-from sartorius_infer.evaluate.label_maps import class_maps, is_nuclei, read_class_maps, read_nuclei
+from sartorius_infer.evaluate.label_maps import class_maps, is_nuclei, named_maps, read_folder
 from sartorius_infer.evaluate.train_csv import COLUMNS
 from sartorius_infer.evaluate.truth import TrueImage, read_truth
-from sartorius_infer.files import as_id, visible
-from sartorius_infer.images.find import EXTENSIONS, ImageFile
+from sartorius_infer.files import as_id, distinct_ids, visible
+from sartorius_infer.images.find import ImageFile
+from sartorius_infer.images.names import is_image, maps_beside, match_names
 from sartorius_infer.images.read import read_image
 from sartorius_infer.types import UInt8
 from training.errors import TrainingError
@@ -126,17 +127,26 @@ def _read_source(name: str, folder: Path, recipe: Recipe, skipped: Skipped) -> l
     for told in _annotations(folder):
         truth = _truth(told)
         groups = _groups(told, recipe.split.group)
+        known = _matched(told, truth, files)
         for image in truth.values():
-            if image.id not in files:
+            if image.id not in known:
                 skipped.add("annotated images without a file", f"{name}/{image.id}")
                 continue
-            example = _example(name, files[image.id], image, recipe, skipped)
+            example = _example(name, ImageFile(image.id, files[known[image.id]].path), image, recipe, skipped)
             if example is not None and image.id in examples:
                 raise TrainingError(f"{told}: {image.id}: expected its cells in one file, found them in two")
             if example is not None:
                 group = groups.get(image.id, image.id)
                 examples[image.id] = replace(example, group=group, told_in=told.stem)
     return [examples[key] for key in sorted(examples)]
+
+
+def _matched(told: Path, truth: Iterable[str], files: Collection[str]) -> dict[str, str]:
+    """The file's id of each annotated image that has one: where it is called otherwise, too."""
+    try:
+        return match_names(truth, files)
+    except ValueError as error:
+        raise TrainingError(f"{told}: {error}") from None
 
 
 def _annotations(folder: Path) -> list[Path]:
@@ -150,14 +160,18 @@ def _annotations(folder: Path) -> list[Path]:
         found = found or _shown(folder, (folder / name).rglob("*.json"))
     for name in ("labels", "masks"):
         found = found or [path for path in [folder / name] if path.is_dir()]
-    if not found and any(is_nuclei(own) or class_maps(own) for own in _folders(folder)):
+    if not found and (named_maps(visible(folder)) or any(_has_truth(own) for own in _folders(folder))):
         found = [folder]
     if not found:
         raise TrainingError(
-            f"{folder}: expected train.csv, a COCO JSON, labels/ of label maps, <id>/class1.tif or "
-            "<id>/masks/, found none"
+            f"{folder}: expected train.csv, a COCO JSON, labels/ of label maps, <id>_masks.tif, "
+            "<id>/class1.tif or <id>/masks/, found none"
         )
     return found
+
+
+def _has_truth(folder: Path) -> bool:
+    return bool(is_nuclei(folder) or class_maps(folder) or named_maps(visible(folder)))
 
 
 def _shown(folder: Path, paths: Iterable[Path]) -> list[Path]:
@@ -174,11 +188,16 @@ def _folders(folder: Path) -> list[Path]:
 def _truth(annotations: Path) -> dict[str, TrueImage]:
     if not annotations.is_dir() or annotations.name in ("labels", "masks"):
         return read_truth(annotations)
-    # Images lie in their own folders, beside their truth, and anything else beside these.
-    nuclei = {own.name: read_nuclei(own) for own in _folders(annotations) if is_nuclei(own)}
-    maps = {own: class_maps(own) for own in _folders(annotations) if own.name not in nuclei}
-    found = nuclei | {own.name: read_class_maps(own, files) for own, files in maps.items() if files}
-    return {name: replace(image, id=as_id(name)) for name, image in found.items()}
+    if named_maps(visible(annotations)):
+        return read_truth(annotations)
+    # Images lie in folders, beside their truth, and anything else beside these.
+    found: dict[str, TrueImage] = {}
+    for image in (i for own in _folders(annotations) if _has_truth(own) for i in read_folder(own)):
+        own_id = as_id(image.id)
+        if own_id in found:
+            raise TrainingError(f"{annotations}: expected one truth of each image, found two of {own_id}")
+        found[own_id] = replace(image, id=own_id)
+    return found
 
 
 def _is_train_csv(path: Path) -> bool:
@@ -190,18 +209,25 @@ def _image_files(folder: Path) -> dict[str, ImageFile]:
     """Images by id, in `images/`, `train/` or below the folder, but for label maps."""
     roots = [path for path in (folder / "images", folder / "train") if path.is_dir()] or [folder]
     files: dict[str, ImageFile] = {}
-    for path in _shown(folder, (p for root in roots for p in root.rglob("*"))):
-        inner = path.relative_to(folder).parts[:-1]
-        if (
-            path.suffix.lower() not in EXTENSIONS
-            or path.stem.startswith("class")
-            or {"labels", "masks"} & set(inner)
-        ):
-            continue
-        # The image beside its own label maps is called after their folder.
-        image_id = as_id(path.parent.name if path.stem == "image" else path.stem)
-        files.setdefault(image_id, ImageFile(image_id, path))
+    for root in roots:
+        paths = [path for path in _shown(root, root.rglob("*")) if is_image(path.name)]
+        maps = {parent: _maps_in(parent) for parent in {path.parent for path in paths}}
+        paths = [p for p in paths if p.name not in maps[p.parent] and not _in_map_folder(p, folder)]
+        within = {path: path.relative_to(root) for path in paths}
+        for path, image_id in distinct_ids(within).items():
+            # What is called "image" is told by its folder alone.
+            own = path.stem.lower() == "image"
+            image_id = as_id(str(within[path].with_suffix(""))) if own else image_id
+            files.setdefault(image_id, ImageFile(image_id, path))
     return files
+
+
+def _maps_in(folder: Path) -> set[str]:
+    return maps_beside([path.name for path in folder.iterdir()])
+
+
+def _in_map_folder(path: Path, folder: Path) -> bool:
+    return bool({"labels", "masks"} & set(path.relative_to(folder).parts[:-1]))
 
 
 def _groups(annotations: Path, columns: Iterable[str]) -> dict[str, str]:

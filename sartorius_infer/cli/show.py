@@ -77,7 +77,7 @@ def show_command(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{given}: expected --predictions, whose cells it changes, found none")
     from tqdm import tqdm
 
-    from sartorius_infer.evaluate.truth import read_truth
+    from sartorius_infer.evaluate.truth import called_as, read_truth
     from sartorius_infer.files import atomic_file
     from sartorius_infer.images.find import find_images
     from sartorius_infer.show.report import report
@@ -85,6 +85,7 @@ def show_command(arguments: argparse.Namespace) -> int:
     truth = read_truth(arguments.truth) if arguments.truth else None
     print_notes(truth or {}, sys.stderr)
     files = {file.id: file for file in find_images(arguments.images, arguments.recursive)}
+    truth = truth and called_as(truth, files, arguments.truth)
     looks, curves = _looks(arguments, files, truth)
     limits = _limits(arguments)
     with tqdm(total=len(looks.images), unit=" image", desc="show", dynamic_ncols=True) as bar:

@@ -103,7 +103,7 @@ def tune_command(arguments: argparse.Namespace) -> int:
 def _examples(arguments: argparse.Namespace) -> tuple[Moved, Manifest, list[Example]]:
     """The manifest as --out will call it, the manifest, and annotated predictions."""
     from sartorius_infer.ensemble.weights import find_weights
-    from sartorius_infer.evaluate.truth import read_truth
+    from sartorius_infer.evaluate.truth import called_as, read_truth
     from sartorius_infer.manifest.manifest import Plan
     from sartorius_infer.manifest.moving import move
     from sartorius_infer.tuning.search import require_folds
@@ -114,11 +114,13 @@ def _examples(arguments: argparse.Namespace) -> tuple[Moved, Manifest, list[Exam
     images: Iterable[tuple[Prediction, ...]]
     if arguments.predictions is None:
         ensemble, found = _networks(arguments, weights)
+        truth = called_as(truth, [file.id for file in found], arguments.truth)
         files = _annotated(found, [file.id for file in found], truth, arguments.truth)
         manifest, ids, images = ensemble.manifest, [file.id for file in files], _look(ensemble, files)
     else:
         manifest = weights.require_plan().manifest
         saved = _load_predictions(arguments.predictions, manifest)
+        truth = called_as(truth, [members[0].image_id for members in saved], arguments.truth)
         images = _annotated(saved, [members[0].image_id for members in saved], truth, arguments.truth)
         ids = [members[0].image_id for members in images]
     # Before any network runs, for that takes long.

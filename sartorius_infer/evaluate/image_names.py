@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from sartorius_infer.evaluate.true_image import Key, TrueImage
 from sartorius_infer.files import as_id, whole
+from sartorius_infer.images.names import match_names
 
 
 @dataclass(frozen=True, eq=False)
 class ImageNames:
-    """Images by name, and by the ids that a COCO file gives them."""
+    """Images by name, by the ids that a COCO file gives them, and by what else `called` takes for a name."""
 
     names: Collection[str]
     ids: Mapping[Key, str] = field(default_factory=dict)
+    called: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, truth: Mapping[str, TrueImage]) -> ImageNames:
         """Those of a truth; ids are there where it is COCO's."""
         return cls(truth, {key: i for i, image in truth.items() if image.coco for key in image.coco.ids})
+
+    def calling(self, said: Iterable[object]) -> ImageNames:
+        """With what texts of a file mean that are neither ids nor names, by `match_names`.
+
+        Raises ValueError where two texts would be one image so.
+        """
+        texts = [text for text in said if isinstance(text, str) and self.by_id(text) is None]
+        return replace(self, called=match_names(texts, self.names))
 
     def key(self, said: object) -> Key | None:
         """The id that this is, however a whole number is written; None where it is none."""
@@ -36,7 +46,7 @@ class ImageNames:
         """The image that is called so."""
         number = whole(said)
         name = as_id(str(number) if number is not None and not isinstance(said, str) else str(said))
-        return name if name in self.names else None
+        return name if name in self.names else self.called.get(str(said))
 
     def find(self, said: object) -> str | None:
         """The image by its id, else by its name; None for none.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,13 @@ from sartorius_infer.cells.rle import Mask, split_label_map
 from sartorius_infer.errors import ImageError, TruthError, first_line, size_text
 from sartorius_infer.evaluate.true_image import TrueImage
 from sartorius_infer.files import visible
-from sartorius_infer.images.find import EXTENSIONS, ImageFile
+from sartorius_infer.images.find import ImageFile
+from sartorius_infer.images.names import EXTENSIONS, MAP_ENDS, maps_beside
 from sartorius_infer.images.read import image_size
 from sartorius_infer.images.stored import stored_values
 from sartorius_infer.types import Bool
 
 SUFFIXES = (".tif", ".tiff", ".png")
-CELLPOSE = "_cp_masks"
-"""How Cellpose calls what it found in an image, after the image's own name."""
 
 _INNER = ("labels", "masks")
 
@@ -28,50 +29,81 @@ _INNER = ("labels", "masks")
 def read_label_maps(folder: Path) -> dict[str, TrueImage]:
     """Label maps, 0 for background, by the image that each is called after.
 
-    In the folder, or in `labels/` or `masks/` in it: `<id>.tif` or `.png`; `<id>_cp_masks.tif` or `.png`,
-    beside which other pictures are images; `<id>/class1.tif`, ... for each class; or `<id>/masks/` with a
-    picture for each nucleus. Hidden files are skipped. Raises TruthError.
+    In the folder, or in `labels/` or `masks/` in it: `<id>.tif` or `.png`; `<id>_cp_masks.tif` or
+    `<id>_masks.tif`, beside which other pictures are images, in sub-folders too; `<id>/class1.tif`, ... for
+    each class; or `<id>/masks/` with a picture for each nucleus. The folder of one image may be named by
+    itself, where the image lies beside its maps. Hidden files are skipped. Raises TruthError.
     """
     if is_nuclei(folder) and _image_beside(folder) is not None:
-        return {folder.name: read_nuclei(folder)}
+        return {_called(folder): read_nuclei(folder)}
     if inner := next((folder / name for name in _INNER if (folder / name).is_dir()), None):
         return read_label_maps(inner)
-    images: dict[str, TrueImage] = {}
     entries = visible(folder)
+    if (own := class_maps(folder)) and own[0].name in maps_beside([path.name for path in entries]):
+        return {_called(folder): read_class_maps(folder, own)}
+    images: dict[str, TrueImage] = {}
     maps = _maps(entries)
     for path in entries:
-        found = _of_folder(path) if path.is_dir() else _of_file(path) if path in maps else None
-        if found is not None and found.id in images:
-            raise TruthError(f"{path}: expected one truth of each image, found two of {found.id}")
-        if found is not None:
+        for found in read_folder(path) if path.is_dir() else [_of_file(path, maps)] if path in maps else []:
+            if found.id in images:
+                raise TruthError(f"{path}: expected one truth of each image, found two of {found.id}")
             images[found.id] = found
     if not images:
         raise TruthError(f"{folder}: expected label maps ({', '.join(SUFFIXES)}), found none")
     return images
 
 
+def _called(folder: Path) -> str:
+    """A folder's own name: of "." too, and of a link not that of what it leads to."""
+    return Path(os.path.abspath(folder)).name
+
+
+def _pictures(entries: Sequence[Path]) -> list[Path]:
+    return [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
+
+
+def named_maps(entries: Sequence[Path]) -> list[Path]:
+    """What is called `<id>_cp_masks`, or else `<id>_masks` where it lies beside its image, or all is so.
+
+    `entries` are those of one folder.
+    """
+    pictures = _pictures(entries)
+    cellpose, other = ([path for path in pictures if path.stem.endswith(end)] for end in MAP_ENDS)
+    beside = maps_beside([path.name for path in entries])
+    return cellpose or (other if other == pictures or any(path.name in beside for path in other) else [])
+
+
 def _maps(entries: Sequence[Path]) -> list[Path]:
-    """The pictures that are label maps: Cellpose's where there are any, for those lie beside images."""
-    pictures = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
-    return [path for path in pictures if path.stem.endswith(CELLPOSE)] or pictures
+    """The pictures that are label maps: those called so after their images, where there are any, else all."""
+    return named_maps(entries) or _pictures(entries)
 
 
-def _of_file(path: Path) -> TrueImage:
+def _of_file(path: Path, maps: Sequence[Path]) -> TrueImage:
+    """The image that a label map is called after, as one of `maps`."""
     labels = _read_labels(path)
-    return TrueImage(path.stem.removesuffix(CELLPOSE), _hw(labels), "", _cells(labels))
+    end = next((end for end in MAP_ENDS if all(other.stem.endswith(end) for other in maps)), "")
+    return TrueImage(path.stem.removesuffix(end), _hw(labels), "", _cells(labels))
 
 
-def _of_folder(folder: Path) -> TrueImage | None:
-    """The image that a folder is called after; None where it holds no truth."""
+def read_folder(folder: Path) -> list[TrueImage]:
+    """The image that a folder is called after, or those that its label maps are; none without truth.
+
+    Raises TruthError.
+    """
     if is_nuclei(folder):
-        return read_nuclei(folder)
-    files = class_maps(folder) or [p for p in _maps(visible(folder)) if p.stem.lower() != "image"]
-    return read_class_maps(folder, files) if files else None
+        return [read_nuclei(folder)]
+    entries = visible(folder)
+    files = class_maps(folder)
+    if not files and (maps := named_maps(entries)):
+        found = [_of_file(path, maps) for path in maps]
+        return [replace(image, id=folder.name) if image.id == "image" else image for image in found]
+    files = files or [path for path in _pictures(entries) if path.stem.lower() != "image"]
+    return [read_class_maps(folder, files)] if files else []
 
 
 def class_maps(folder: Path) -> list[Path]:
     """The label maps `class*` of a folder; what lies beside them, such as `image.tif`, is none."""
-    return [path for path in _maps(visible(folder)) if path.stem.lower().startswith("class")]
+    return [path for path in _pictures(visible(folder)) if path.stem.lower().startswith("class")]
 
 
 def read_class_maps(folder: Path, files: Sequence[Path]) -> TrueImage:
@@ -90,8 +122,8 @@ def read_class_maps(folder: Path, files: Sequence[Path]) -> TrueImage:
     every = tuple(mask for masks in cells.values() for mask in masks)
     kinds = tuple(name for name, masks in cells.items() for _ in masks)
     if len(present) == 1:
-        return TrueImage(folder.name, size_hw, present[0], every)
-    return TrueImage(folder.name, size_hw, "", every, kinds)
+        return TrueImage(_called(folder), size_hw, present[0], every)
+    return TrueImage(_called(folder), size_hw, "", every, kinds)
 
 
 def is_nuclei(folder: Path) -> bool:
@@ -107,10 +139,10 @@ def read_nuclei(folder: Path) -> TrueImage:
     """
     masks = {path: _read_nucleus(path) for path in _maps(visible(folder / "masks"))}
     if not masks:
-        return TrueImage(folder.name, _size_of_image(folder), "", ())
+        return TrueImage(_called(folder), _size_of_image(folder), "", ())
     size_hw = _one_size(folder, masks.values())
     cells = tuple(cell for mask in masks.values() for cell in _cells(mask))
-    return TrueImage(folder.name, size_hw, "", cells, empty=len(masks) - len(cells))
+    return TrueImage(_called(folder), size_hw, "", cells, empty=len(masks) - len(cells))
 
 
 def _read_nucleus(path: Path) -> Bool:
@@ -124,13 +156,13 @@ def _read_nucleus(path: Path) -> Bool:
 def _image_beside(folder: Path) -> ImageFile | None:
     """The picture in `images/` that is called as the folder is."""
     pictures = (p for p in visible(folder / "images") if p.suffix.lower() in EXTENSIONS)
-    return next((ImageFile(p.stem, p) for p in pictures if p.stem == folder.name), None)
+    return next((ImageFile(p.stem, p) for p in pictures if p.stem == _called(folder)), None)
 
 
 def _size_of_image(folder: Path) -> tuple[int, int]:
     image = _image_beside(folder)
     if image is None:
-        raise TruthError(f"{folder}: expected nuclei in masks/, or images/{folder.name}, found neither")
+        raise TruthError(f"{folder}: expected nuclei in masks/, or images/{_called(folder)}, found neither")
     try:
         return image_size(image)
     except ImageError as error:

@@ -14,7 +14,8 @@ from sartorius_infer.errors import SubmissionError, TruthError, first_line
 from sartorius_infer.evaluate.coco_masks import coco_runs
 from sartorius_infer.evaluate.image_names import ImageNames
 from sartorius_infer.evaluate.true_image import Key, TrueImage
-from sartorius_infer.files import as_id, as_path, whole
+from sartorius_infer.files import as_path, whole
+from sartorius_infer.images.names import match_names
 from sartorius_infer.output.results import is_results, read_results
 from sartorius_infer.output.submission import read_submission
 
@@ -128,10 +129,14 @@ def _read(path: Path, sizes: Mapping[str, tuple[int, int]], names: ImageNames) -
 
 
 def _from_csv(path: Path, sizes: Mapping[str, tuple[int, int]]) -> _Read:
-    read = _Read()
-    for row in read_submission(path):
-        name = as_id(row.id)
-        if name not in sizes:
+    read, rows = _Read(), read_submission(path)
+    try:
+        names = match_names([row.id for row in rows], sizes)
+    except ValueError as error:
+        raise SubmissionError(f"{path}: {error}") from None
+    for row in rows:
+        name = names.get(row.id)
+        if name is None:
             read.unknown.setdefault(row.id, f"line {row.line}: ")
             continue
         cells = read.found.setdefault(name, [])
@@ -147,7 +152,9 @@ def _from_csv(path: Path, sizes: Mapping[str, tuple[int, int]]) -> _Read:
 def _from_coco(path: Path, sizes: Mapping[str, tuple[int, int]], names: ImageNames) -> _Read:
     read, place = _Read(), ""
     try:
-        for index, entry in enumerate(read_results(path), start=1):
+        entries = read_results(path)
+        names = names.calling(entry.get("image_id") for entry in entries if isinstance(entry, dict))
+        for index, entry in enumerate(entries, start=1):
             place = f"entry {index}: "
             read.add(entry, sizes, names)
         place = ""

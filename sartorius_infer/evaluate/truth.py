@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sartorius_infer.evaluate.label_maps import read_label_maps
 from sartorius_infer.evaluate.train_csv import read_train_csv
 from sartorius_infer.evaluate.true_image import TrueImage as TrueImage
 from sartorius_infer.files import as_id, as_path
+from sartorius_infer.images.names import match_names
 
 
 def read_truth(path: str | Path) -> dict[str, TrueImage]:
@@ -29,3 +31,15 @@ def read_truth(path: str | Path) -> dict[str, TrueImage]:
         twice = next(name for name, count in Counter(map(as_id, found)).items() if count > 1)
         raise TruthError(f"{path}: expected one truth of each image, found two of {twice}")
     return images
+
+
+def called_as(truth: Mapping[str, TrueImage], ids: Iterable[str], source: Path) -> dict[str, TrueImage]:
+    """A truth under the ids that its images have elsewhere, as `images.names.match_names` finds them.
+
+    What none of `ids` means stays as it is. Raises TruthError that names `source`.
+    """
+    try:
+        names = {known: said for said, known in match_names(ids, truth).items()}
+    except ValueError as error:
+        raise TruthError(f"{source}: {error}") from None
+    return {names.get(i, i): replace(image, id=names.get(i, i)) for i, image in truth.items()}

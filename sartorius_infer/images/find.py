@@ -13,10 +13,9 @@ from pathlib import Path, PurePath
 
 from sartorius_infer.errors import ImageError
 from sartorius_infer.files import Paths, as_paths, distinct_ids, printable
+from sartorius_infer.images.names import EXTENSIONS, is_image, maps_beside
 
 log = logging.getLogger(__name__)
-
-EXTENSIONS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ def find_images(sources: Paths, recursive: bool = False) -> tuple[ImageFile, ...
 
     Of a folder all files with one of `EXTENSIONS` in any letter case, by id; of its sub-folders too where
     `recursive`, though not through links. Hidden files and folders are skipped; what else is passed over,
-    other files, pipes and devices, is counted in one line of the log. Contents are not looked at.
+    label maps beside their images (`names.maps_beside`), other files, pipes and devices, is counted in one
+    line of the log. Contents are not looked at.
 
     An id is the file's stem. Images whose stems are equal are called by their path instead, from the
     folder that holds all sources, without suffix and with `_` for `/`: data/a/image.tif and
@@ -98,10 +98,12 @@ def _at(place: Path, recursive: bool, passed: Counter[str]) -> list[Path]:
         if not place.is_dir():
             return [_by_name(place)]
         images, others = [], Counter[str]()
-        for path in _shown(place, recursive):
+        for path, is_map in _shown(place, recursive):
             if path.exists() and not path.is_file():
                 others[_kind(path)] += 1
-            elif _is_image(path.name):
+            elif is_image(path.name) and is_map:
+                others["label map"] += 1
+            elif is_image(path.name):
                 images.append(path)
             else:
                 others[printable(path.suffix) or "no suffix"] += 1
@@ -113,15 +115,17 @@ def _at(place: Path, recursive: bool, passed: Counter[str]) -> list[Path]:
         return images
 
 
-def _shown(folder: Path, recursive: bool) -> Iterator[Path]:
-    """All that is no folder in a folder, or below it, and not hidden."""
+def _shown(folder: Path, recursive: bool, is_map: bool = False) -> Iterator[tuple[Path, bool]]:
+    """All that is no folder in a folder, or below it, and not hidden; and whether it is beside its image."""
     with os.scandir(folder) as entries:
         shown = [entry for entry in entries if not entry.name.startswith(".")]
+    maps = maps_beside([entry.name for entry in shown])
     for entry in shown:
+        own = is_map or entry.name in maps
         if not entry.is_dir():
-            yield folder / entry.name
+            yield folder / entry.name, own
         elif recursive and not entry.is_symlink():
-            yield from _shown(folder / entry.name, recursive)
+            yield from _shown(folder / entry.name, recursive, own)
 
 
 def _by_name(path: Path) -> Path:
@@ -130,7 +134,7 @@ def _by_name(path: Path) -> Path:
         raise ImageError("expected an image or a folder, found nothing there")
     if not path.is_file():
         raise ImageError(f"expected an image or a folder, found a {_kind(path)}")
-    if not _is_image(path.name):
+    if not is_image(path.name):
         found = printable(path.suffix) or "no extension"
         raise ImageError(f"expected an image ({' '.join(EXTENSIONS)}), found {found}")
     return path
@@ -140,7 +144,3 @@ def _names(paths: Sequence[Path], sources: Sequence[Path]) -> dict[Path, str]:
     """The id of each image, as `find_images` describes."""
     root = os.path.commonpath([os.path.abspath(p if p.is_dir() else p.parent) for p in sources])
     return distinct_ids({path: PurePath(os.path.relpath(path, root)) for path in paths})
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS)

@@ -12,6 +12,7 @@ from typing import Any
 
 from sartorius_infer.errors import SubmissionError, first_line, some
 from sartorius_infer.files import as_id, as_path, json_text, whole
+from sartorius_infer.images.names import folder_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class ImageIds:
         """The number of each image, by the ids that images have here.
 
         An id is what `files.as_id` makes of a `file_name` without its suffix and, where that has folders,
-        without the first of them. Raises SubmissionError that names images which the list lacks, and those
+        without the first of them. An image in a folder of its own may be called after either in either:
+        a_image is a. Raises SubmissionError that names images which the list lacks, and those
         whose name or number is several's.
         """
         found = {image_id: self._find(image_id) for image_id in ids}
@@ -60,7 +62,10 @@ class ImageIds:
 
     def _find(self, image_id: str) -> set[int]:
         name = as_id(image_id)
-        return self._whole_names.get(name) or self._tails.get(name, set())
+        for other in (name, folder_of(name), f"{name}_image"):
+            if found := self._whole_names.get(other) or self._tails.get(other):
+                return found
+        return set()
 
     @cached_property
     def _whole_names(self) -> Mapping[str, set[int]]:

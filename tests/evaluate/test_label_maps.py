@@ -194,3 +194,48 @@ def test_damaged_files_are_named(tmp_path: Path, data: st.DataObject) -> None:
         assert str(error).startswith(f"{path}: ")
         assert "\n" not in str(error)
     path.unlink()
+
+
+@pytest.mark.parametrize("end", ["_masks", "_cp_masks"])
+def test_label_maps_that_are_called_after_their_images(tmp_path: Path, end: str) -> None:
+    """Beside images of any kind, or by themselves, in the folder, below it, or in `masks/`."""
+    label_map(tmp_path / "plate" / f"a{end}.tif", [[1, 2]])
+    for beside in (False, True):
+        if beside:
+            label_map(tmp_path / "plate" / "a.png", [[9, 9]], "uint8")
+            (tmp_path / "plate" / "b.jpg").write_bytes(b"never opened")
+        for folder in (tmp_path / "plate", tmp_path):
+            truth = read_label_maps(folder)
+            assert {name: (t.cell_type, pixels(t)) for name, t in truth.items()} == {"a": ("", [[0], [1]])}
+    label_map(tmp_path / "plate" / "masks" / f"c{end}.png", [[1]])
+    assert [*read_label_maps(tmp_path / "plate")] == ["c"]
+
+
+def test_names_that_end_so_without_an_image_are_names(tmp_path: Path) -> None:
+    label_map(tmp_path / "a_masks.tif", [[1]])
+    label_map(tmp_path / "b.tif", [[1]])
+    assert [*read_label_maps(tmp_path)] == ["a_masks", "b"]
+    label_map(tmp_path / "a.tif", [[7]])
+    assert [*read_label_maps(tmp_path)] == ["a"]
+
+
+def test_a_map_of_the_image_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    label_map(tmp_path / "a" / "image.tif", [[7]])
+    label_map(tmp_path / "a" / "image_masks.tif", [[1]])
+    truth = read_label_maps(tmp_path)
+    assert [(t.id, t.cell_type, len(t.masks)) for t in truth.values()] == [("a", "", 1)]
+
+
+def test_the_folder_of_one_image_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "a"
+    label_map(own / "class1.tif", [[1, 0]])
+    label_map(own / "class2.tif", [[0, 1]])
+    assert [*read_label_maps(own)] == ["class1", "class2"]
+    label_map(own / "image.tif", [[7, 7]])
+    expected = {"a": ("class1", "class2")}
+    assert {name: t.types for name, t in read_label_maps(own).items()} == expected
+    assert {name: t.types for name, t in read_label_maps(tmp_path).items()} == expected
+    (tmp_path / "link").symlink_to(own)
+    assert [*read_label_maps(tmp_path / "link")] == ["link"]
+    monkeypatch.chdir(own)
+    assert [*read_label_maps(Path())] == ["a"]

@@ -180,3 +180,29 @@ def test_cells_of_results_are_those_of_the_truth(tmp_path: Path) -> None:
     truth = read_truth(coco(tmp_path, [SQUARE]))
     (cell,) = read_found(results(tmp_path, 7), truth)["a"]
     assert [part.tolist() for part in cell.mask] == [part.tolist() for part in truth["a"].masks[0]]
+
+
+@pytest.mark.parametrize("said", ["a.png", "test/a.png", "a_image", "a/image.tif"])
+def test_what_else_an_image_may_be_called(tmp_path: Path, said: str) -> None:
+    """In results and in a submission alike; its own name goes first."""
+    truth = truth_of(tmp_path, (7, "a"), (8, "b"))
+    assert counted(tmp_path, truth, said, "b", "b") == {"a": 1, "b": 2}
+    (tmp_path / "s.csv").write_text(f"id,predicted\n{said},1 2\n{said},9 2\nb,1 2\n")
+    found = read_found(tmp_path / "s.csv", truth)
+    assert {image_id: len(cells) for image_id, cells in found.items()} == {"a": 2, "b": 1}
+    with pytest.raises(TruthError, match="expected an image of the truth, found"):
+        read_found(results(tmp_path, said, "a"), truth)
+
+
+def test_ids_that_are_texts_go_before_what_else_an_image_is_called(tmp_path: Path) -> None:
+    assert counted(tmp_path, truth_of(tmp_path, ("a.png", "b"), (2, "a")), "a.png") == {"b": 1, "a": 0}
+
+
+def test_two_names_of_one_image_are_refused(tmp_path: Path) -> None:
+    truth = truth_of(tmp_path, (7, "a"))
+    said = "expected one name of a, found 'a.png' and 'a.tif'"
+    with pytest.raises(SubmissionError, match=f"results.json: {said}"):
+        counted(tmp_path, truth, "a.png", "a.tif")
+    (tmp_path / "s.csv").write_text("id,predicted\na.png,1 2\na.tif,\n")
+    with pytest.raises(SubmissionError, match=f"s.csv: {said}"):
+        read_found(tmp_path / "s.csv", truth)

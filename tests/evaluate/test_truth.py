@@ -8,11 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from truths import label_map
 
 from sartorius_infer.errors import TruthError
 from sartorius_infer.evaluate.scoring import score
 from sartorius_infer.evaluate.submissions import read_found
-from sartorius_infer.evaluate.truth import read_truth
+from sartorius_infer.evaluate.truth import called_as, read_truth
 
 COMPOSED, DECOMPOSED = "\N{LATIN SMALL LETTER E WITH ACUTE}", "e\N{COMBINING ACUTE ACCENT}"
 BOX = {"segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]], "category_id": 1}
@@ -74,3 +75,13 @@ def test_files_of_one_name_are_called_by_their_paths(tmp_path: Path, found: str)
     for name in ("b_image", "b/image"):
         cells = read_found(write_found(tmp_path, found, name), truth)
         assert len(cells["b_image"]) == 1
+
+
+def test_a_truth_under_the_names_that_images_have_elsewhere(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        label_map(tmp_path / "t" / name / "class1.tif", [[1]])
+        label_map(tmp_path / "t" / name / "image.tif", [[9]])
+    truth = called_as(read_truth(tmp_path / "t"), ["a_image", "b", "x"], tmp_path)
+    assert {name: image.id for name, image in truth.items()} == {"a_image": "a_image", "b": "b", "c": "c"}
+    with pytest.raises(TruthError, match=f"{tmp_path}: expected one name of c, found 'c.png' and 'c.tif'"):
+        called_as(truth, ["c.png", "c.tif"], tmp_path)

@@ -20,7 +20,8 @@ from places import CASES, DATA
 
 from sartorius_infer.competition import find_competition
 from sartorius_infer.errors import ImageError
-from sartorius_infer.images.find import EXTENSIONS, ImageFile, find_images
+from sartorius_infer.images.find import ImageFile, find_images
+from sartorius_infer.images.names import EXTENSIONS
 from sartorius_infer.images.read import as_image, image_size, read_image
 from sartorius_infer.types import UInt8
 
@@ -122,6 +123,22 @@ class TestFindImages:
         caplog.clear()
         find_images(tmp_path / "a.png")
         assert not caplog.records
+
+    def test_label_maps_beside_images_are_passed_over(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Of courses, of the Data Science Bowl and of Cellpose; what is named is taken."""
+        course = ["c/a/image.tif", "c/a/class1.tif", "c/a/class2.tif", "c/b/image.tif", "c/b/class1.tif"]
+        touch(*(tmp_path / name for name in (*course, "p/x.jpg", "p/x_masks.png", "p/x_cp_masks.tif")))
+        touch(*(tmp_path / name for name in ("d/n/images/n.png", "d/n/masks/1.png", "d/n/masks/of/2.png")))
+        assert [file.id for file in find_images(tmp_path / "c", recursive=True)] == ["a_image", "b_image"]
+        assert caplog.messages[-1].endswith(": label map 3")
+        assert [file.id for file in find_images(tmp_path / "p")] == ["x"]
+        assert [file.id for file in find_images(tmp_path / "d", recursive=True)] == ["n"]
+        assert caplog.messages[-1].endswith(": label map 2")
+        for path, count in (("c/a", 1), ("d/n/masks", 1)):
+            assert len(find_images(tmp_path / path)) == count
+        assert [file.id for file in find_images(tmp_path / "c" / "a" / "class1.tif")] == ["class1"]
 
     def test_pipes_and_sockets_are_never_opened(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture

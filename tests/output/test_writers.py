@@ -26,6 +26,7 @@ from sartorius_infer.cells.instances import Instances
 from sartorius_infer.cells.overlapping import OverlappingCells
 from sartorius_infer.cells.rle import decode_label_map, encode_label_map
 from sartorius_infer.errors import SubmissionError
+from sartorius_infer.evaluate.submissions import read_cells
 from sartorius_infer.output.check import check_submission
 from sartorius_infer.output.submission import read_submission
 from sartorius_infer.output.writers import NAME_IN_ZIP, CocoWriter, SubmissionWriter, open_writer
@@ -389,3 +390,15 @@ def test_the_page_shows_what_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "s.csv").read_text() == rows
     write(tmp_path / "r.json", "coco", [cells[np.array([0])]])
     assert (tmp_path / "r.json").read_text() == results
+
+
+@pytest.mark.parametrize("format", ["kaggle", "coco"])
+def test_ids_are_the_same_in_every_format(tmp_path: Path, format: Format) -> None:
+    """A path that became an id has no folders in COCO results either; it is read with or without them."""
+    path = tmp_path / ("s.csv" if format == "kaggle" else "r.json")
+    write(path, format, [instances([[1, 0], [0, 2]], n=2, image_id="a_image")])
+    for said in ("a_image", "a/image"):
+        text = path.read_text()
+        assert said in text
+        assert len(read_cells(path, {"a_image": (2, 2)})["a_image"]) == 2
+        path.write_text(text.replace("a_image", "a/image"))

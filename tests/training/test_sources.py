@@ -202,3 +202,36 @@ def test_a_file_for_each_nucleus_trains(tmp_path: Path) -> None:
     (example,), _ = _read(tmp_path / "dsb", labels={"*": "cort"})
     assert (example.file.id, example.type) == ("0ab1", "cort")
     assert len(example.masks) == len(np.unique(labels)) - 1
+
+
+def test_images_are_found_by_whatever_else_they_are_called(tmp_path: Path) -> None:
+    """In folders of their own, by paths where stems collide; a picture's name may begin with "class"."""
+    folder, square = tmp_path / "coco", [[10, 10, 30, 10, 30, 30, 10, 30]]
+    names = ["a/image.png", "b/image.png", "x/c.png", "y/c.png", "classic.png"]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / name), np.zeros(SIZE_HW, np.uint8))
+    size = {"height": SIZE_HW[0], "width": SIZE_HW[1]}
+    content = {
+        "images": [{"id": i, "file_name": name, **size} for i, name in enumerate(names)],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "segmentation": square} for i in range(len(names))
+        ],
+        "categories": [{"id": 1, "name": "cort"}],
+    }
+    (folder / "c.json").write_text(json.dumps(content))
+    examples, told = _read(folder)
+    assert ([e.file.id for e in examples], told) == (["a_image", "b_image", "classic", "x_c", "y_c"], [])
+    assert {str(e.file.path.relative_to(folder)) for e in examples} == {*names}
+
+
+@pytest.mark.parametrize("inner", ["", "plate"])
+def test_label_maps_beside_images_that_they_are_called_after(tmp_path: Path, inner: str) -> None:
+    pixels, labels = draw_cells(np.random.default_rng(2), count=4)
+    own = tmp_path / "set" / inner
+    own.mkdir(parents=True)
+    cv2.imwrite(str(own / "a.png"), pixels)
+    cv2.imwrite(str(own / "a_masks.tif"), labels.astype(np.uint16))
+    (example,), _ = _read(tmp_path / "set", labels={"*": "cort"})
+    assert (example.file.id, example.file.path.name) == ("a", "a.png")
+    assert len(example.masks) == len(np.unique(labels)) - 1
