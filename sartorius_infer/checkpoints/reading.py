@@ -87,9 +87,8 @@ def _require_tensors(content: Any, path: Path) -> None:
 
 def _read(path: Path) -> Any:
     if not path.is_file():
-        raise CheckpointError(
-            f"{path}: expected a checkpoint file, found {'a folder' if path.is_dir() else 'none'}"
-        )
+        found = "a folder" if path.is_dir() else "a pipe or a device" if path.exists() else "none"
+        raise CheckpointError(f"{path}: expected a checkpoint file, found {found}")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: expected a checkpoint, found an empty file")
     try:

@@ -37,6 +37,8 @@ _INNER = re.compile(r"(?:^|(?<=\.))_\w*mod(?:ule)?\.")
 _MODULE = re.compile(r"(?:^|(?<=\.))module\.")
 
 _LOSSES = re.compile(r"criterion|criteria|\w*loss(es)?(_\w+)?|\w*metrics?(_\w+)?", re.IGNORECASE)
+_TEACHER = re.compile(r"(.*_)?teacher(_.*)?", re.IGNORECASE)
+_AVERAGES = ("ema", "swa", "avg", "averaged", "shadow")
 _COUNTERS = ("num_batches_tracked", "n_averaged")
 
 # Where training scripts keep what is no network.
@@ -192,11 +194,13 @@ def _rank(network: Network) -> tuple[int, int]:
 
 
 def _named(networks: Sequence[Network], state: str) -> list[Network]:
-    """Those of exactly this name, else under it, else with it somewhere in theirs."""
+    """Those of exactly this name, else under it, else with it somewhere in theirs; "ema" is in "model_ema"."""
     wanted = f"{state.strip('.')}." if state != TOP else ""
     exact = [n for n in networks if n.head == wanted]
     under = [n for n in networks if wanted and n.head.startswith(wanted)]
-    return exact or under or [n for n in networks if wanted and f".{wanted}" in f".{n.head}"]
+    inside = [n for n in networks if wanted and f".{wanted}" in f".{n.head}"]
+    word = state.lower() if state.lower() in _AVERAGES else None
+    return exact or under or inside or [n for n in networks if word in re.split(r"[._]", n.head.lower())]
 
 
 def _by_name(found: Sequence[Place], networks: Sequence[Network], path: Path, state: str) -> Chosen:
@@ -216,14 +220,15 @@ def _by_name(found: Sequence[Place], networks: Sequence[Network], path: Path, st
 def _only(networks: Sequence[Network], path: Path) -> tuple[Network, tuple[str, ...]]:
     """The first of several, where the known wrappers tell an order, or the others are no rivals of it.
 
-    Such are copies, and averages that lack what it has.
+    Such are copies, averages that lack what it has, and teachers beside what is plainly the network.
     """
     complete = [n for n in networks if not any(_lacking(n, other) for other in networks)]
     chosen = complete[0]
     others = [n for n in complete[1:] if not _is_copy(n, chosen, path)]
-    order = [_rank(n)[0] if n.wrapper else len(WRAPPERS) for n in (chosen, *others)]
-    if others and not order[0] < order[1] <= order[-1] < len(WRAPPERS):
-        names = [n.name for n in (chosen, *others)]
+    rivals = [n for n in others if not (_has_plain_name(chosen) and _is_teacher(n))]
+    order = [_rank(n)[0] if n.wrapper else len(WRAPPERS) for n in (chosen, *rivals)]
+    if rivals and not order[0] < order[1] <= order[-1] < len(WRAPPERS):
+        names = [n.name for n in (chosen, *rivals)]
         many = "two" if len(names) == 2 else str(len(names))
         raise CheckpointError(
             f"{path}: expected one network, found {many} that differ: {', '.join(map(repr, names[:4]))}; "
@@ -234,6 +239,15 @@ def _only(networks: Sequence[Network], path: Path) -> tuple[Network, tuple[str, 
         *(f"{n.name} (another network, which {path.name}::{n.name} takes)" for n in others),
         *(f"{n.name} (without the running statistics of norms)" for n in lacking),
     )
+
+
+def _has_plain_name(network: Network) -> bool:
+    """Whether nothing but known wrappers stands before its keys."""
+    return all(part in WRAPPERS for part in network.head.split(".") if part)
+
+
+def _is_teacher(network: Network) -> bool:
+    return any(_TEACHER.fullmatch(part) for part in network.head.split("."))
 
 
 def _lacking(network: Network, other: Network) -> set[str]:

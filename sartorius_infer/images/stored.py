@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngImageFile
 from sartorius_infer.errors import ImageError
 from sartorius_infer.images import tiff_directory as tags
 from sartorius_infer.images.formats import MAX_PIXELS, header
-from sartorius_infer.images.tiff import TIFF, UnboundedTiff
+from sartorius_infer.images.tiff import TIFF, UnboundedTiff, compression_name
 from sartorius_infer.images.tiff_directory import Directory, read_directory
 from sartorius_infer.types import UInt8
 
@@ -98,8 +98,8 @@ def _require_exact(page: Directory) -> None:
     compression, samples = page.tag(tags.COMPRESSION, 1), page.tag(tags.SAMPLES, 1)
     if compression not in _EXACT:
         raise ImageError(
-            f"expected a compression that keeps every value (LZW, Deflate, PackBits), found {compression}; "
-            "save the file without compression or with LZW"
+            "expected a compression that keeps every value (LZW, Deflate, PackBits), found "
+            f"{compression_name(compression)}; save the file without compression or with LZW"
         )
     if samples > 1 and (page.tag(tags.PLANAR, 1) == 2 or page.tag(tags.BITS, 1) < 8):
         raise ImageError(f"expected one number for each pixel, found {samples} planes")

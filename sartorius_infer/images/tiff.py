@@ -33,7 +33,7 @@ _UNREAD = {
     22610: "JPEG XR", 33003: "JPEG 2000 in YCbCr", 34661: "JBIG", 34676: "SGI log", 34677: "SGI log",
     34887: "LERC", 34892: "lossy JPEG", 34934: "JPEG XR", 50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
-_NAMES = _BY_PILLOW | _PICTURES | _UNREAD
+_NAMES = {6: "JPEG", 7: "JPEG", 33007: "JPEG", **_BY_PILLOW, **_PICTURES, **_UNREAD}
 _CONVERT = "save the image without compression or with LZW"
 
 
@@ -43,11 +43,14 @@ def _size_hw(stream: BinaryIO) -> tuple[int, int]:
     _require_samples(page)
     compression = page.tag(tags.COMPRESSION, 1)
     if compression not in {*_PLAIN, *_BY_PILLOW, *_PICTURES}:
-        found = _NAMES.get(compression, "an unknown one")
-        raise ImageError(
-            f"expected a compression that is known here, found {found} ({compression}); {_CONVERT}"
-        )
+        found = compression_name(compression)
+        raise ImageError(f"expected a compression that is known here, found {found}; {_CONVERT}")
     return page.size_hw
+
+
+def compression_name(number: int) -> str:
+    """A compression by its name, with its number in TIFF."""
+    return f"{_NAMES.get(number, 'an unknown one')} ({number})"
 
 
 def _require_samples(page: Directory) -> None:

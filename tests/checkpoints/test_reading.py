@@ -390,6 +390,8 @@ def test_places_without_a_file(tmp_path: Path) -> None:
     for name in ("absent.pth", "absent"):
         assert refusal(tmp_path / name) == "expected a checkpoint file, found none"
     (tmp_path / "loop.pth").symlink_to("loop.pth")
+    os.mkfifo(tmp_path / "pipe.pth")
+    assert refusal(tmp_path / "pipe.pth") == "expected a checkpoint file, found a pipe or a device"
     assert refusal(tmp_path / "loop.pth") == "expected a checkpoint file, found none"
 
 

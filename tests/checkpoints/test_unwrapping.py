@@ -319,6 +319,37 @@ def test_known_wrappers_have_an_order_which_is_said(tmp_path: Path, content: Any
     assert same(reading(tmp_path, content, other.partition(".")[0]).state, scaled(parts()))
 
 
+@pytest.mark.parametrize(
+    ("content", "other"),
+    [
+        ({"model": parts(), "teacher": scaled(parts())}, "teacher"),
+        (
+            {"teacher": {"module": scaled(parts())}, "state_dict": prefixed(parts(), "model.")},
+            "teacher.module",
+        ),
+        ({"state_dict": prefixed(parts(), "net.") | prefixed(scaled(parts()), "ema_teacher.")}, ""),
+        (prefixed(scaled(parts()), "teacher.") | parts(), "teacher"),
+    ],
+    ids=range(4),
+)
+def test_a_teacher_beside_the_network_is_left_out_and_said(tmp_path: Path, content: Any, other: str) -> None:
+    read, other = reading(tmp_path, content), other or "state_dict.ema_teacher"
+    assert same(read.state, parts())
+    assert read.left_out == (f"{other} (another network, which run.pth::{other} takes)",)
+    assert same(reading(tmp_path, content, other).state, scaled(parts()))
+
+
+def test_a_word_of_an_average_s_name_is_enough(tmp_path: Path) -> None:
+    for name in ("model_ema", "ema_state_dict", "MODEL_EMA"):
+        content = {"model": parts(), name: scaled(parts())}
+        for word in ("ema", "EMA"):
+            assert same(reading(tmp_path, content, word).state, scaled(parts()))
+        assert "expected a network under 'em'" in refused(tmp_path, content, "em")
+    assert "expected a network under 'x'" in refused(
+        tmp_path, {"model": parts(), "x_y": scaled(parts())}, "x"
+    )
+
+
 def test_the_network_under_no_name(tmp_path: Path) -> None:
     content = parts() | prefixed(scaled(parts()), "ema.")
     assert "found two that differ: '.', 'ema'; choose one as in run.pth::ema" in refused(tmp_path, content)
