@@ -29,17 +29,31 @@ def file_format(path: Path) -> Format | None:
 
     A TorchScript archive counts as torch's, until it is read. Raises OSError.
     """
-    with path.open("rb") as file:
-        head = file.read(len(OLDER_TORCH))
-    if head.startswith(b"PK"):
+    form = format_to_try(path)
+    if form == "torch" and head_of(path).startswith(b"PK"):
         return "torch" if "data.pkl" in (zip_ends(path) or ()) else None
-    if head == OLDER_TORCH:
-        return "torch"
-    if _is_safetensors(path, head):
-        return "safetensors"
+    if form != "pickle":
+        return form
     # Words parse as the oldest protocol ("Notes." does); the later ones begin with their number.
-    named = path.suffix.lower() == ".pkl" or head[:1] == b"\x80"
+    named = path.suffix.lower() == ".pkl" or head_of(path)[:1] == b"\x80"
     return "pickle" if named and is_pickle(path) else None
+
+
+def format_to_try(path: Path) -> Format:
+    """The only format that a file can be in, by its first bytes; raises OSError.
+
+    Pickles have no mark of their own: what is nothing else may be one.
+    """
+    head = head_of(path)
+    if head.startswith(b"PK") or head == OLDER_TORCH:
+        return "torch"
+    return "safetensors" if _is_safetensors(path, head) else "pickle"
+
+
+def head_of(path: Path) -> bytes:
+    """The first bytes of a file, as many as tell its format; raises OSError."""
+    with path.open("rb") as file:
+        return file.read(len(OLDER_TORCH))
 
 
 def named_network(path: Path) -> tuple[Path, str | None]:

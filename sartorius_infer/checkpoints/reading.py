@@ -20,7 +20,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sartorius_infer.checkpoints.archives import read_archive, read_older, read_plain
-from sartorius_infer.checkpoints.files import OLDER_TORCH, Format, file_format, is_pickle, zip_ends
+from sartorius_infer.checkpoints.files import (
+    OLDER_TORCH,
+    Format,
+    format_to_try,
+    head_of,
+    is_pickle,
+    zip_ends,
+)
 from sartorius_infer.checkpoints.pickles import Thing
 from sartorius_infer.checkpoints.stand_ins import Leaf, as_tensor
 from sartorius_infer.checkpoints.storage import unpack
@@ -92,7 +99,9 @@ def _read(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: expected a checkpoint, found an empty file")
     try:
-        form = file_format(path) or ("pickle" if is_pickle(path) else _meant_as(path))
+        form = format_to_try(path)
+        if form == "pickle" and path.suffix.lower() == ".safetensors" and not is_pickle(path):
+            form = "safetensors"  # a damaged one
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in text
             return _content(path, form)
@@ -109,13 +118,7 @@ def _content(path: Path, form: Format) -> Any:
         return unpack(load_file(path))
     if form == "pickle":
         return read_plain(path)
-    with path.open("rb") as file:
-        return read_archive(path) if file.read(2) == b"PK" else read_older(path)
-
-
-def _meant_as(path: Path) -> Format:
-    """What a file that is none by its content, so a damaged one, was to be by its name."""
-    return {".safetensors": "safetensors", ".pkl": "pickle"}.get(path.suffix.lower(), "torch")  # type: ignore[return-value]
+    return read_archive(path) if head_of(path).startswith(b"PK") else read_older(path)
 
 
 def _fault(path: Path, error: Exception) -> str:
@@ -140,8 +143,7 @@ def _unreadable(path: Path, kind: str) -> str:
 
 def _kind(path: Path) -> str:
     """What a file is by its bytes: "torch", or other words for the reader of an error."""
-    with path.open("rb") as file:
-        head = file.read(len(OLDER_TORCH))
+    head = head_of(path)
     if head.startswith(b"PK"):
         return _zip_kind(path)
     if OLDER_TORCH.startswith(head):

@@ -194,7 +194,7 @@ def _rank(network: Network) -> tuple[int, int]:
 
 
 def _named(networks: Sequence[Network], state: str) -> list[Network]:
-    """Those of exactly this name, else under it, else with it somewhere in theirs; "ema" is in "model_ema"."""
+    """Those of exactly this name, else under it, else with it somewhere in it; "ema" is in "model_ema"."""
     wanted = f"{state.strip('.')}." if state != TOP else ""
     exact = [n for n in networks if n.head == wanted]
     under = [n for n in networks if wanted and n.head.startswith(wanted)]

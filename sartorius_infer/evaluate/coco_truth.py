@@ -39,6 +39,9 @@ def read_coco(path: Path) -> dict[str, TrueImage]:
     """
     try:
         content = json.loads(json_text(path))
+        if not isinstance(content, dict):
+            kind = type(content).__name__
+            raise TruthError(f"{path}: expected COCO's JSON, found a {kind} and no object of annotations")
         categories = {key_of(c["id"]): str(c["name"]) for c in content.get("categories") or ()}
         drawn = _by_image(content["annotations"])
         files = _files(path, content["images"])
