@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,15 +42,20 @@ def read_label_maps(folder: Path) -> dict[str, TrueImage]:
     entries = visible(folder)
     if (own := class_maps(folder)) and own[0].name in maps_beside([path.name for path in entries]):
         return {_called(folder): read_class_maps(folder, own)}
-    images: dict[str, TrueImage] = {}
     maps = _maps(entries)
-    for path in entries:
-        for found in read_folder(path) if path.is_dir() else [_of_file(path, maps)] if path in maps else []:
-            if found.id in images:
-                raise TruthError(f"{path}: expected one truth of each image, found two of {found.id}")
-            images[found.id] = found
-    if not images:
+    found = [(path, image) for path in entries if path.is_dir() for image in read_folder(path)]
+    found += [(path, _of_file(path, maps)) for path in maps]
+    if not found:
         raise TruthError(f"{folder}: expected label maps ({', '.join(SUFFIXES)}), found none")
+    images: dict[str, TrueImage] = {}
+    counts = Counter(image.id for _, image in found)
+    for path, image in sorted(found, key=lambda pair: pair[0]):
+        # As images of one stem are called.
+        if counts[image.id] > 1 and path.is_dir() and image.id != path.name:
+            image = replace(image, id=f"{path.name}_{image.id}")
+        if image.id in images:
+            raise TruthError(f"{path}: expected one truth of each image, found two of {image.id}")
+        images[image.id] = image
     return images
 
 

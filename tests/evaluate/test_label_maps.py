@@ -13,6 +13,7 @@ from truths import label_map, pixels, refused
 from sartorius_infer.errors import TruthError
 from sartorius_infer.evaluate.label_maps import read_label_maps
 from sartorius_infer.evaluate.truth import read_truth
+from sartorius_infer.images.find import find_images
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.png", "a.TIFF"])
@@ -239,3 +240,17 @@ def test_the_folder_of_one_image_by_itself(tmp_path: Path, monkeypatch: pytest.M
     assert [*read_label_maps(tmp_path / "link")] == ["link"]
     monkeypatch.chdir(own)
     assert [*read_label_maps(Path())] == ["a"]
+
+
+def test_label_maps_of_one_stem_in_two_folders_are_called_as_images_are(tmp_path: Path) -> None:
+    for name in ("p/x", "q/x", "q/y"):
+        label_map(tmp_path / f"{name}_masks.tif", [[1]])
+        label_map(tmp_path / f"{name}.tif", [[9]])
+    expected = ["p_x", "q_x", "y"]
+    assert [*read_label_maps(tmp_path)] == [file.id for file in find_images(tmp_path, True)] == expected
+    label_map(tmp_path / "p" / "x_cp_masks.tif", [[1]])
+    label_map(tmp_path / "p_x_masks.tif", [[1]])
+    with pytest.raises(
+        TruthError, match=r"p_x_masks\.tif: expected one truth of each image, found two of p_x"
+    ):
+        read_label_maps(tmp_path)
