@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from mmdet_layers_oracle import BRANCH, Config, Net, abbreviated
+from mmdet_layers_oracle import BRANCH, DEFORMABLE_BRANCH, Config, Net, abbreviated
 from torch import Tensor
 
 BLOCKS = {
@@ -126,7 +126,8 @@ def bottleneck(net: Net, c: Config, stage: int, index: int, x: Tensor, planes: i
         groups = c["groups"] if c["type"] == "ResNeXt" else 1
         x = net.spatial(f"{key}.conv2", x, x.shape[1], second, dilation=dilation, groups=groups, dcn=dcn)
         x = net.norm(f"{key}.{name}2", x, norm).relu()
-    return net.norm(f"{key}.{name}3", net.conv(f"{key}.conv3", x, 4 * planes, 1), norm, BRANCH)
+    x = net.conv(f"{key}.conv3", x, 4 * planes, 1)
+    return net.norm(f"{key}.{name}3", x, norm, BRANCH if c["dcn"] is None else DEFORMABLE_BRANCH)
 
 
 def _width(c: Config, planes: int) -> int:

@@ -20,8 +20,9 @@ State = dict[str, Tensor]
 Config = dict[str, Any]
 
 EPS = 1e-5
-BRANCH = 0.2
-"""Size of what a residual block adds to its shortcut: larger ones make rounding grow with the depth."""
+BRANCH, DEFORMABLE_BRANCH = 0.2, 0.1
+"""Size of what a residual block adds to its shortcut: larger ones make rounding grow with the depth, much
+faster so where deformable convolutions move their samples by it."""
 LOOK = 0.8
 """Spread in pixels of how far deformable convolutions look away."""
 ABBREVIATIONS = {"BN": "bn", "SyncBN": "bn", "GN": "gn", "LN": "ln"}
@@ -176,7 +177,7 @@ class Net:
 
 
 def spread_and_mean(out: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Of each output along `axis`; of all together where there is one value of each, as in split attention."""
+    """Of each output along `axis`; of all together where there is one value of each, as in attention."""
     values = out.transpose(0, axis).flatten(1) if axis == 1 else out.flatten(0, -2).T
     values = values if values.shape[1] > 1 else values.T.expand(len(values), -1)
     return values.std(1).clamp(min=1e-4), values.mean(1)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -546,10 +545,3 @@ def _filled(config: Config, image: Tensor, seed: int) -> State:
     classified(net, config, maps, proposals, input_hw)
     mask_probabilities(net, config, maps, proposals)
     return net.state
-
-
-def numbers_of(value: Any) -> Any:
-    """Tuples as lists all the way down: what a config is after a round through a file."""
-    if isinstance(value, dict):
-        return {key: numbers_of(inner) for key, inner in value.items()}
-    return [numbers_of(inner) for inner in value] if isinstance(value, list | tuple) else value
