@@ -190,10 +190,11 @@ def deformed(
                 x_ = xs + (tap % size - size // 2) * dilation + offsets[image, 2 * at + 1]
                 values = bilinear(x[image, inputs], y, x_)
                 sampled[inputs, tap] = values if masks is None else values * masks[image, at]
-        for output in range(outputs):
-            first = output // (outputs // (channels // of_group)) * of_group
-            filter_ = weight[output].reshape(of_group, taps, 1, 1)
-            result[image, output] = (sampled[first : first + of_group] * filter_).sum((0, 1))
+        for group in range(channels // of_group):
+            inputs = slice(group * of_group, (group + 1) * of_group)
+            here = slice(group * of_group * outputs // channels, (group + 1) * of_group * outputs // channels)
+            columns = sampled[inputs].flatten(0, 1).flatten(1)
+            result[image, here] = (weight[here].flatten(1) @ columns).view(-1, *out_hw)
     return result
 
 

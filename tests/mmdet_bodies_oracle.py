@@ -151,6 +151,7 @@ def hierarchy(
         here = net.spatial(f"{key}.convs.{index}", here, width, stride, dilation=dilation, dcn=dcn)
         found.append(net.norm(f"{key}.bns.{index}", here, c["norm_cfg"]).relu())
     last = parts[-1]
+    # The authors' own network pools in the first stage, too, at stride 1; MMDetection's does not.
     if first and stride > 1:
         last = F.avg_pool2d(F.pad(last, (1, 1, 1, 1)), 3, stride)
     return torch.cat([*found, last], dim=1)

@@ -162,12 +162,17 @@ CAFFE = merged(
 BASIC = with_body("ResNet", (8, 16, 32, 64), depth=18)
 V1D = with_body("ResNetV1d")
 RESNEXT = with_body("ResNeXt", groups=4, base_width=16)
-DCN = with_body("ResNeXt", groups=4, base_width=16, **DEFORMABLE, norm_cfg=SYNC_BN)
-DCN["model"]["backbone"]["dcn"] = {"type": "DCN", "deform_groups": 1, "fallback_on_stride": False}
+DCN = with_body(
+    "ResNeXt",
+    groups=4,
+    base_width=16,
+    dcn={"type": "DCN", "deform_groups": 1, "fallback_on_stride": False},
+    stage_with_dcn=(False, True, True, True),
+    norm_cfg=SYNC_BN,
+)
 DCN_V2 = with_body("ResNet", **DEFORMABLE)
-RES2NET = with_body("Res2Net", scales=4, base_width=26)
-RES2NET["model"]["backbone"]["base_channels"] = 8
-RES2NET["model"]["backbone"]["base_width"] = 4
+RES2NET = with_body("Res2Net", scales=4, base_width=4)
+DCN_RES2NET = with_body("Res2Net", scales=4, base_width=4, **DEFORMABLE)
 RESNEST = merged(
     with_body("ResNeSt", radix=2, reduction_factor=4, avg_down_stride=True, norm_cfg=SYNC_BN),
     {
@@ -225,6 +230,20 @@ EXTRA_LEVELS = with_model(
     }
 )
 """A pyramid that begins a level later and has convolutions for its last two."""
+OUTPUT_LEVELS = merged(
+    EXTRA_LEVELS,
+    {"model": {"neck": {"add_extra_convs": "on_output", "relu_before_extra_convs": True, "norm_cfg": GN}}},
+)
+MANY_ANCHORS = with_model(
+    {
+        "rpn_head": {"num_convs": 2, "anchor_generator": {"scales": [1, 3], "ratios": [0.33, 1.0, 3.0]}},
+        "roi_head": {
+            "bbox_roi_extractor": {"finest_scale": 14},
+            "mask_roi_extractor": {"finest_scale": 14},
+        },
+    }
+)
+"""Two scales of anchors at every position, and regions from all four levels."""
 MANY = {"nms_pre": 200, "max_per_img": 100, "nms": {"iou_threshold": 0.9}}
 SOFT_NMS = with_model({"test_cfg": {"rpn": MANY, "rcnn": {"nms": {"type": "soft_nms", "min_score": 0.05}}}})
 GAUSSIAN = with_model(
@@ -264,8 +283,6 @@ CASCADE = with_model(
         },
     }
 )
-"""As MMDetection's own: one mask head, whose config the three stages share."""
-CASCADE["model"]["roi_head"]["mask_head"] = mask_head()
 PER_CLASS_CASCADE = merged(
     CASCADE,
     {
@@ -307,12 +324,15 @@ ALL: dict[str, Config] = {
     "DCN": DCN,
     "DCNv2": DCN_V2,
     "Res2Net": RES2NET,
+    "DCN Res2Net": DCN_RES2NET,
     "ResNeSt": RESNEST,
     "DCN ResNeSt": DCN_RESNEST,
     "Swin": SWIN,
     "ConvNeXt": CONVNEXT,
     "group norms": GROUP_NORMS,
     "extra levels": EXTRA_LEVELS,
+    "levels of outputs": OUTPUT_LEVELS,
+    "many anchors": MANY_ANCHORS,
     "soft NMS": SOFT_NMS,
     "soft NMS, gaussian": GAUSSIAN,
     "own branches": OWN_BRANCHES,

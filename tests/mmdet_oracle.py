@@ -82,8 +82,9 @@ def network_image(pixels: NDArray[np.uint8], config: Config) -> Tensor:
     if is_3x(config):
         planes = torch.from_numpy(image.transpose(2, 0, 1).copy()).float()
         return (planes - torch.tensor(said.mean)[:, None, None]) / torch.tensor(said.std)[:, None, None]
-    shifted = (image.astype(np.float32) - np.array(said.mean)).astype(np.float32)
-    scaled = (shifted * (1 / np.array(said.std))).astype(np.float32)
+    # OpenCV subtracts in float32 and multiplies in float64.
+    shifted = image.astype(np.float32) - np.array(said.mean, np.float32)
+    scaled = (shifted * (1 / np.array(said.std, np.float32).astype(np.float64))).astype(np.float32)
     return torch.from_numpy(scaled.transpose(2, 0, 1).copy())
 
 
@@ -306,12 +307,17 @@ BACKGROUND = 1.5
 """Added to the background's score."""
 
 
-def stages(config: Config) -> list[tuple[str, Config]]:
-    """Of each stage of box heads, what its keys start with and its part of the config."""
-    head = config["model"]["roi_head"]["bbox_head"]
-    if isinstance(head, list | tuple):
-        return [(f"roi_head.bbox_head.{index}", c) for index, c in enumerate(head)]
-    return [("roi_head.bbox_head", head)]
+def stages(config: Config, name: str) -> list[tuple[str, Config]]:
+    """Of each stage's `bbox_head` or `mask_head`, what its keys start with and its part of the config.
+
+    The stages of a cascade have heads of their own also where one part of the config speaks for all.
+    """
+    heads = config["model"]["roi_head"]
+    if heads["type"] == "StandardRoIHead":
+        return [(f"roi_head.{name}", heads[name])]
+    assert heads["type"] in ("CascadeRoIHead", "HybridTaskCascadeRoIHead")
+    parts = each(heads[name], heads["num_stages"])
+    return [(f"roi_head.{name}.{index}", c) for index, c in enumerate(parts)]
 
 
 def box_outputs(net: Net, key: str, c: Config, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -344,7 +350,7 @@ def classified(
 ) -> tuple[Tensor, list[Tensor]]:
     """Scores (N, K + 1) of all stages, and the last one's boxes (N, 4) of each class."""
     said, boxes = [], proposals
-    all_stages = stages(config)
+    all_stages = stages(config, "bbox_head")
     extractors = each(config["model"]["roi_head"]["bbox_roi_extractor"], len(all_stages))
     class_boxes: list[Tensor] = []
     for (key, c), extractor in zip(all_stages, extractors, strict=True):
@@ -383,10 +389,7 @@ def detected(scores: Tensor, class_boxes: Sequence[Tensor], rules: Config) -> tu
 def mask_probabilities(net: Net, config: Config, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
     """(N, K or 1, 2 size, 2 size) of boxes in network pixels."""
     heads = config["model"]["roi_head"]
-    if isinstance(heads["mask_head"], list | tuple):
-        all_stages = [(f"roi_head.mask_head.{index}", c) for index, c in enumerate(heads["mask_head"])]
-    else:
-        all_stages = [("roi_head.mask_head", heads["mask_head"])]
+    all_stages = stages(config, "mask_head")
     extractors = each(heads["mask_roi_extractor"], len(all_stages))
     hybrid = heads["type"] == "HybridTaskCascadeRoIHead"
     assert not heads.get("semantic_head")
@@ -535,6 +538,11 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Every key of a checkpoint of this config, and its shape."""
     image = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0))
     return {key: tuple(value.shape) for key, value in _filled(config, image, 0).items()}
+
+
+def with_old_offsets(state: State) -> State:
+    """The same weights in a file from before MMCV gave its deformable convolutions their own offsets."""
+    return {key.replace(".conv_offset.", "_offset."): value for key, value in state.items()}
 
 
 def _filled(config: Config, image: Tensor, seed: int) -> State:
