@@ -172,7 +172,9 @@ DCN = with_body(
 )
 DCN_V2 = with_body("ResNet", **DEFORMABLE)
 RES2NET = with_body("Res2Net", scales=4, base_width=4)
-DCN_RES2NET = with_body("Res2Net", scales=4, base_width=4, **DEFORMABLE)
+DCN_RES2NET = with_body(
+    "Res2Net", scales=4, base_width=4, **DEFORMABLE | {"stage_with_dcn": (False, True, False, True)}
+)
 RESNEST = merged(
     with_body("ResNeSt", radix=2, reduction_factor=4, avg_down_stride=True, norm_cfg=SYNC_BN),
     {

@@ -157,7 +157,8 @@ def moved(boxes: Tensor, deltas: Tensor, coder: Config, size_hw: Size) -> Tensor
     """Boxes (N, 4) moved and stretched by deltas (N, 4), cut at the border."""
     assert coder["type"] == "DeltaXYWHBBoxCoder"
     assert coder.get("clip_border", True) and not coder.get("add_ctr_clamp", False)
-    steps = deltas * torch.tensor(coder["target_stds"]) + torch.tensor(coder["target_means"])
+    stds, means = (torch.tensor(coder[f"target_{name}"], dtype=deltas.dtype) for name in ("stds", "means"))
+    steps = deltas * stds + means
     sides = boxes[:, 2:] - boxes[:, :2]
     centres = (boxes[:, :2] + boxes[:, 2:]) * 0.5 + sides * steps[:, :2]
     sides = sides * steps[:, 2:].clamp(-LONGEST_STEP, LONGEST_STEP).exp()
