@@ -220,7 +220,7 @@ def group_suppressed(boxes: Tensor, scores: Tensor, groups: Tensor, nms: Config)
 # Proposals.
 
 
-def test_part(config: Config, part: str) -> Config:
+def rules_of(config: Config, part: str) -> Config:
     """`rpn` or `rcnn` of what holds at test time, which has had several places."""
     model = config["model"]
     head = model["rpn_head" if part == "rpn" else "roi_head"].get("test_cfg")
@@ -232,7 +232,7 @@ def test_part(config: Config, part: str) -> Config:
 
 def proposal_rules(config: Config) -> Config:
     """nms_pre, nms, max_per_img and min_bbox_size, whatever they were called."""
-    said = test_part(config, "rpn")
+    said = rules_of(config, "rpn")
     nms = said.get("nms") or {"type": "nms", "iou_threshold": said["nms_thr"]}
     most = said.get("max_per_img", said.get("max_num", said.get("nms_post")))
     least = said.get("min_bbox_size", -1)
@@ -492,7 +492,7 @@ def see(
     state: State, config: Config, pixels: NDArray[np.uint8], maps: Sequence[Tensor] | None = None
 ) -> Seen:
     """MMDetection's `inference_detector` on gray (H, W) or RGB (H, W, 3) pixels; or on these maps of them."""
-    net, rules = Net(state), test_part(config, "rcnn")
+    net, rules = Net(state), rules_of(config, "rcnn")
     image = network_image(pixels, config)
     input_hw, size_hw = (image.shape[1], image.shape[2]), (pixels.shape[0], pixels.shape[1])
     found = list(maps) if maps is not None else feature_maps(net, config, image)
@@ -550,7 +550,8 @@ def _filled(config: Config, image: Tensor, seed: int) -> State:
     net = Net({}, torch.Generator().manual_seed(seed))
     input_hw = (image.shape[1], image.shape[2])
     maps = feature_maps(net, config, image)
-    proposals, _ = proposed(net, config, maps, input_hw)
+    # A hundred say what each layer puts out.
+    proposals = proposed(net, config, maps, input_hw)[0][:100]
     classified(net, config, maps, proposals, input_hw)
     mask_probabilities(net, config, maps, proposals)
     return net.state
