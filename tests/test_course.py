@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from zipfile import ZipFile
 
 import cv2
 import numpy as np
 import pytest
+from commands import python
 from PIL import Image
-from places import ROOT
 from pycocotools import mask as coco_mask
 from training_factories import write_recipe
 
@@ -64,12 +61,8 @@ def write_course(folder: Path) -> Path:
 
 
 def run(module: str, *words: str | Path, cwd: Path) -> str:
-    """What a command, as people type it, says on stdout; it must end well."""
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", module, *map(str, words)],
-        capture_output=True, text=True, cwd=cwd, env=os.environ | {"PYTHONPATH": paths},
-    )  # fmt: skip
+    """What a command says on stdout; it must end well."""
+    done = python(module, *words, cwd=cwd)
     assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

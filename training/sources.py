@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -20,6 +20,7 @@ from sartorius_infer.cells.rle import Mask
 from sartorius_infer.errors import ImageError
 from sartorius_infer.evaluate.label_maps import class_maps, is_nuclei, named_maps, read_folder
 from sartorius_infer.evaluate.train_csv import COLUMNS
+from sartorius_infer.evaluate.true_image import paths_of
 from sartorius_infer.evaluate.truth import TrueImage, read_truth
 from sartorius_infer.files import as_id, distinct_ids, visible
 from sartorius_infer.images.find import ImageFile
@@ -141,10 +142,10 @@ def _read_source(name: str, folder: Path, recipe: Recipe, skipped: Skipped) -> l
     return [examples[key] for key in sorted(examples)]
 
 
-def _matched(told: Path, truth: Iterable[str], files: Collection[str]) -> dict[str, str]:
+def _matched(told: Path, truth: Mapping[str, TrueImage], files: Iterable[str]) -> dict[str, str]:
     """The file's id of each annotated image that has one: where it is called otherwise, too."""
     try:
-        return match_names(truth, files)
+        return {known: said for said, known in match_names(files, truth, paths_of(truth)).items()}
     except ValueError as error:
         raise TrainingError(f"{told}: {error}") from None
 

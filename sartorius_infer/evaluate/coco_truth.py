@@ -126,7 +126,7 @@ def _image(
     empty = sum(not region.is_crowd for region in regions) - len(cells)
     cell_type = types.pop() if len(types) == 1 else ""
     mask_types = () if cell_type else tuple(kind for _, kind in cells)
-    coco = CocoImage(tuple(own), tuple(regions), categories, repeated)
+    coco = CocoImage(tuple(own), tuple(regions), categories, repeated, file.name)
     return TrueImage(stem, size_hw, cell_type, tuple(mask for mask, _ in cells), mask_types, empty, coco)
 
 

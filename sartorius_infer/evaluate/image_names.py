@@ -5,23 +5,28 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from sartorius_infer.evaluate.true_image import Key, TrueImage
+from sartorius_infer.evaluate.true_image import Key, TrueImage, paths_of
 from sartorius_infer.files import as_id, whole
 from sartorius_infer.images.names import match_names
 
 
 @dataclass(frozen=True, eq=False)
 class ImageNames:
-    """Images by name, by the ids that a COCO file gives them, and by what else `called` takes for a name."""
+    """Images by name, by the ids that a COCO file gives them, and by what else `called` takes for a name.
+
+    `paths` are those of a COCO file.
+    """
 
     names: Collection[str]
     ids: Mapping[Key, str] = field(default_factory=dict)
+    paths: Mapping[str, str] = field(default_factory=dict)
     called: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, truth: Mapping[str, TrueImage]) -> ImageNames:
         """Those of a truth; ids are there where it is COCO's."""
-        return cls(truth, {key: i for i, image in truth.items() if image.coco for key in image.coco.ids})
+        ids = {key: i for i, image in truth.items() if image.coco for key in image.coco.ids}
+        return cls(truth, ids, paths_of(truth))
 
     def calling(self, said: Iterable[object]) -> ImageNames:
         """With what texts of a file mean that are neither ids nor names, by `match_names`.
@@ -29,7 +34,7 @@ class ImageNames:
         Raises ValueError where two texts would be one image so.
         """
         texts = [text for text in said if isinstance(text, str) and self.by_id(text) is None]
-        return replace(self, called=match_names(texts, self.names))
+        return replace(self, called=match_names(texts, self.names, self.paths))
 
     def key(self, said: object) -> Key | None:
         """The id that this is, however a whole number is written; None where it is none."""

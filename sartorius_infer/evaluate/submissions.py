@@ -125,17 +125,17 @@ def _at_least_one(path: Path, found: dict[str, list[FoundCell]]) -> dict[str, li
 
 
 def _read(path: Path, sizes: Mapping[str, tuple[int, int]], names: ImageNames) -> _Read:
-    return _from_coco(path, sizes, names) if is_results(path) else _from_csv(path, sizes)
+    return _from_coco(path, sizes, names) if is_results(path) else _from_csv(path, sizes, names)
 
 
-def _from_csv(path: Path, sizes: Mapping[str, tuple[int, int]]) -> _Read:
+def _from_csv(path: Path, sizes: Mapping[str, tuple[int, int]], names: ImageNames) -> _Read:
     read, rows = _Read(), read_submission(path)
     try:
-        names = match_names([row.id for row in rows], sizes)
+        called = match_names([row.id for row in rows], sizes, names.paths)
     except ValueError as error:
         raise SubmissionError(f"{path}: {error}") from None
     for row in rows:
-        name = names.get(row.id)
+        name = called.get(row.id)
         if name is None:
             read.unknown.setdefault(row.id, f"line {row.line}: ")
             continue

@@ -30,12 +30,14 @@ class CocoImage:
 
     `ids` are those of the image, several where one file is listed under several; `categories` are the
     file's, by id. `repeated` counts cells of a second annotation of the same file, which are left out.
+    `path` is the image's `file_name`, with `/` between folders.
     """
 
     ids: tuple[Key, ...]
     regions: tuple[Region, ...]
     categories: Mapping[Key, str]
     repeated: int = 0
+    path: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,11 @@ class TrueImage:
     def types(self) -> tuple[str, ...]:
         """The type of each cell."""
         return self.mask_types or (self.cell_type,) * len(self.masks)
+
+
+def paths_of(truth: Mapping[str, TrueImage]) -> dict[str, str]:
+    """The paths that COCO's JSON gives of images."""
+    return {image_id: image.coco.path for image_id, image in truth.items() if image.coco}
 
 
 def whole_size(path: Path, image_id: object, height: object, width: object) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from sartorius_infer.evaluate.coco_truth import read_coco
 from sartorius_infer.evaluate.label_maps import read_label_maps
 from sartorius_infer.evaluate.train_csv import read_train_csv
 from sartorius_infer.evaluate.true_image import TrueImage as TrueImage
+from sartorius_infer.evaluate.true_image import paths_of
 from sartorius_infer.files import as_id, as_path
 from sartorius_infer.images.names import match_names
 
@@ -39,7 +40,7 @@ def called_as(truth: Mapping[str, TrueImage], ids: Iterable[str], source: Path) 
     What none of `ids` means stays as it is. Raises TruthError that names `source`.
     """
     try:
-        names = {known: said for said, known in match_names(ids, truth).items()}
+        names = {known: said for said, known in match_names(ids, truth, paths_of(truth)).items()}
     except ValueError as error:
         raise TruthError(f"{source}: {error}") from None
     return {names.get(i, i): replace(image, id=names.get(i, i)) for i, image in truth.items()}

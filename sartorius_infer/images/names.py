@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePath
 
 from sartorius_infer.files import as_id
@@ -41,20 +41,27 @@ def maps_beside(names: Collection[str]) -> set[str]:
     return found
 
 
-def match_names(said: Iterable[str], known: Collection[str]) -> dict[str, str]:
+def match_names(
+    said: Iterable[str], known: Collection[str], paths: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Which of the `known` ids each text means, where it means one.
 
     Ids are equal as `files.as_id` spells them. Of what is left over on both sides, a text is an id without
     the suffix of an image ("a.png" is "a"), then without folders ("test/a.png" is "a"), then one of an image
     in a folder of its own: "a_image" is "a", and "image" the only one. It works either way round, and what
     fits several ids fits none. Raises ValueError where two texts would be one image so.
+
+    paths: of ids that were made from a path; a text may then be the path without some of its first folders.
     """
     texts = dict.fromkeys(said)
     found = {text: as_id(text) for text in texts if as_id(text) in known}
     for spell in (_without_suffix, _without_folders, folder_of):
         taken = set(found.values())
         left = [text for text in texts if text not in found]
-        spelled = [(spell(image_id), image_id) for image_id in known if image_id not in taken]
+        free_ids = [image_id for image_id in known if image_id not in taken]
+        spelled = {(spell(image_id), image_id) for image_id in free_ids}
+        if spell is _without_suffix and paths:
+            spelled |= {(tail, image_id) for image_id in free_ids for tail in _tails(paths.get(image_id, ""))}
         counts = Counter(key for key, _ in spelled)
         free = {key: image_id for key, image_id in spelled if counts[key] == 1}
         owners: dict[str, str] = {}
@@ -69,6 +76,12 @@ def match_names(said: Iterable[str], known: Collection[str]) -> dict[str, str]:
         if _OWN_IMAGE in (_without_folders(text).lower(), image_id.lower()):
             return {text: image_id}
     return found
+
+
+def _tails(path: str) -> set[str]:
+    """What a path may be called without its suffix and some of its first folders."""
+    parts = path.replace("\\", "/").strip("/").split("/")
+    return {_without_suffix("/".join(parts[k:])) for k in range(len(parts))} - {""}
 
 
 def _without_suffix(text: str) -> str:

@@ -5,27 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import os
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import sartorius
 from image_factories import by_cv2, tiff
-from places import CASES, ROOT
+from places import CASES
 from tiny import write_image, write_tiny
 
 COMPOSED, DECOMPOSED = "\N{LATIN SMALL LETTER E WITH ACUTE}", "e\N{COMBINING ACUTE ACCENT}"
-
-
-def sartorius(*words: str | Path) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "sartorius_infer", *map(str, words)],
-        capture_output=True, encoding="utf-8", env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")

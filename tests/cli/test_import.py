@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
-from places import ROOT
+from commands import Done, sartorius
 from small import small_state
 
 from sartorius_infer.manifest.manifest import load_manifest
 
 
-def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "sartorius_infer", "import", *map(str, words)],
-        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+def run(*words: object) -> Done:
+    return sartorius("import", *words)
 
 
 def test_several_checkpoints_in_one_go_and_one_more(tmp_path: Path) -> None:

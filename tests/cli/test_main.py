@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from commands import sartorius
 from detectron2_runs import SMALL, run_of, small_state, write_config, write_run
 from places import ROOT
 from tiny import tiny_model, write_image, write_tiny
@@ -28,17 +29,6 @@ from sartorius_infer.output.predictions import load_prediction
 from sartorius_infer.version import __version__
 
 SHARED = ROOT.parent / "shared" / "data"
-
-
-def sartorius(
-    *words: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
-) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "sartorius_infer", *map(str, words)],
-        capture_output=True, text=True, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout, done.stderr
 
 
 def one_line(stderr: str) -> str:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoint_factories import prefixed
-from places import ROOT
+from commands import sartorius
 from safetensors.torch import load_file
 from small import manifest, saved, small, small_state
 from tiny import write_image
@@ -19,18 +16,6 @@ from torch import Tensor
 
 from sartorius_infer.ensemble.importing import import_checkpoints
 from sartorius_infer.ensemble.loading import load_ensemble
-
-
-def sartorius(*words: str | Path, cwd: Path) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "sartorius_infer", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout, done.stderr
 
 
 def silent() -> dict[str, Tensor]:

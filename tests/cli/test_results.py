@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 import pytest
+from commands import sartorius
 from places import ROOT
 from pycocotools import mask as coco_mask
 from tiny import write_image, write_tiny
@@ -66,10 +64,7 @@ def test_a_hand_in_is_written_and_checked(world: Path, tmp_path: Path) -> None:
         ["--weights", world / "weights" / "weights_manifest.json", *images, "--out", out],
         ["check", "--submission", out, *images],
     ):
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-m", "sartorius_infer", *map(str, words)],
-            capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+        done = sartorius(*words)
         assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"{out}: no problems"
     entries = entries_of(out)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from commands import sartorius
 from factories import CLASSES
 from shows import RULES, SIZE, Case, content_of, make_case, scored, write_train
 from tiny import write_image, write_tiny
@@ -87,11 +86,6 @@ def files(shared: Files, tmp_path: Path) -> Files:
     )
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    run = [sys.executable, "-W", "error", "-m", "sartorius_infer", *words]
-    return subprocess.run(run, capture_output=True, text=True, check=False)
-
-
 def said(stderr: str) -> list[str]:
     """The lines of stderr but for the bar of progress."""
     return [line for line in re.split(r"[\r\n]+", stderr) if line.strip() and not line.startswith("show: ")]
@@ -100,7 +94,7 @@ def said(stderr: str) -> list[str]:
 @pytest.mark.slow
 def test_everything_in_a_process_of_its_own(shared: Files, tmp_path: Path) -> None:
     out, pictures = tmp_path / "page.html", tmp_path / "pictures"
-    run = command(*shared.all(out=out, overlays=pictures, submission=shared.submission, iou="0.75"))
+    run = sartorius(*shared.all(out=out, overlays=pictures, submission=shared.submission, iou="0.75"))
     assert (run.returncode, said(run.stderr)) == (0, [])
     size = len(out.read_bytes()) / 1e6
     assert run.stdout.splitlines() == [
@@ -206,7 +200,7 @@ def fails(words: list[str], out: Path, capfd: pytest.CaptureFixture[str]) -> str
 
 
 def test_neither_submission_nor_predictions(shared: Files, tmp_path: Path) -> None:
-    run = command(*shared.words(out=tmp_path / "p.html"))
+    run = sartorius(*shared.words(out=tmp_path / "p.html"))
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.startswith("usage: python -m sartorius_infer show ")
     assert run.stderr.endswith(" show: error: expected --submission, --predictions or both, found neither\n")
@@ -370,7 +364,7 @@ def test_bad_input_is_one_line_and_code_1(
 
 def test_bad_input_in_a_process_of_its_own(files: Files) -> None:
     words, expected = bad(files, "RLE out of bounds")
-    run = command(*words)
+    run = sartorius(*words)
     assert (run.returncode, run.stdout, run.stderr) == (1, "", f"error: {expected}\n")
 
 

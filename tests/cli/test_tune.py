@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from annotated import write_saved
+from commands import Done, sartorius
 from kits import contents
 from places import ROOT
 from tiny import tiny_model, write_tiny
@@ -23,12 +21,8 @@ from sartorius_infer.manifest.manifest import load_manifest
 INCLUDED = load_manifest(ROOT / "weights_manifest.json")
 
 
-def tune(cwd: Path, *words: Any) -> tuple[int, str, str]:
-    run = [sys.executable, "-W", "error", "-m", "sartorius_infer", "tune", *map(str, words)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(run, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout, done.stderr
+def tune(cwd: Path, *words: object) -> Done:
+    return sartorius("tune", *words, cwd=cwd)
 
 
 @pytest.mark.slow

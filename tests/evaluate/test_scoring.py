@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from commands import Done, sartorius
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
@@ -82,9 +81,8 @@ def plain_ap(true: Int32, found: Int32) -> float:
     return float(np.mean(precisions))
 
 
-def command(*words: Any) -> subprocess.CompletedProcess[str]:
-    run = [sys.executable, "-W", "error", "-m", "sartorius_infer", "score", *map(str, words)]
-    return subprocess.run(run, capture_output=True, text=True, check=False)
+def command(*words: object) -> Done:
+    return sartorius("score", *words)
 
 
 def test_every_image_scores_as_the_plain_reference(tmp_path: Path) -> None:

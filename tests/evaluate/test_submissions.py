@@ -206,3 +206,15 @@ def test_two_names_of_one_image_are_refused(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("id,predicted\na.png,1 2\na.tif,\n")
     with pytest.raises(SubmissionError, match=f"s.csv: {said}"):
         read_found(tmp_path / "s.csv", truth)
+
+
+@pytest.mark.parametrize("folder", ["", "x_"])
+def test_images_may_be_called_by_less_of_their_path(tmp_path: Path, folder: str) -> None:
+    """As `--images data/train --recursive` calls what the truth has as train/x/c.png, not by too little."""
+    truth = truth_of(tmp_path, (7, "train/x/c"), (8, "train/y/c"), (9, "train/x/d"))
+    assert [*truth] == ["train_x_c", "train_y_c", "d"]
+    (tmp_path / "s.csv").write_text(f"id,predicted\n{folder}c,1 2\nx_d,1 2\n")
+    for path in (results(tmp_path, f"{folder}c", "x_d"), tmp_path / "s.csv"):
+        found, unknown = read_annotated(path, truth)
+        assert unknown == ([] if folder else ["c"])
+        assert [i for i, cells in found.items() if cells] == (["train_x_c"] if folder else []) + ["d"]

@@ -95,6 +95,17 @@ def test_the_nearer_name_comes_first() -> None:
     assert match_names(["a.tif", "a_image.tif"], ["a", "a_image"]) == {"a.tif": "a", "a_image.tif": "a_image"}
 
 
+def test_a_path_without_its_first_folders() -> None:
+    paths = {"a": "p/q/a.tif", "x_c": "x/c.v1.png", "y_c": "y\\c.png", "d": ""}
+    for said, known in (("q_a", "a"), ("p/q/a.png", "a"), ("c.v1", "x_c"), ("c", "y_c")):
+        assert match_names([said], paths, paths) == {said: known}
+    for said in ("r_a", "train_y_c", "d.v1", "q"):
+        assert match_names([said], paths, paths) == {}
+    assert match_names(["q_a"], paths) == {}
+    with pytest.raises(ValueError, match="expected one name of a, found 'q_a' and 'p_q_a'"):
+        match_names(["q_a", "p_q_a"], paths, paths)
+
+
 def test_what_fits_two_images_fits_none() -> None:
     assert match_names(["a"], ["a.png", "a.tif"]) == {}
     with pytest.raises(ValueError, match=r"expected one name of a, found 'a\.png' and 'a\.tif'"):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from commands import sartorius
 from places import ROOT
 from torch import Tensor
 
@@ -124,18 +123,6 @@ def sample() -> UInt8:
     gray = cv2.imread(str(SAMPLE), cv2.IMREAD_GRAYSCALE)
     assert gray is not None
     return np.asarray(gray, np.uint8)
-
-
-def sartorius(*words: str | Path, cwd: Path) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "sartorius_infer", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout, done.stderr
 
 
 def cells(submission: Path, size_hw: tuple[int, int]) -> list[Bool]:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from annotated import CLASSES, HIDDEN, SIZE, examples, plain_scores, write_saved
+from commands import Done, sartorius
 from factories import random_prediction
 from tiny import write_image, write_tiny
 
@@ -85,9 +84,8 @@ def test_too_few_images() -> None:
         tune(Scorer([], CLASSES), LOOSE, folds=1)
 
 
-def command(*words: Any) -> subprocess.CompletedProcess[str]:
-    run = [sys.executable, "-W", "error", "-m", "sartorius_infer", "tune", *map(str, words)]
-    return subprocess.run(run, capture_output=True, text=True, check=False)
+def command(*words: object) -> Done:
+    return sartorius("tune", *words)
 
 
 @pytest.fixture
