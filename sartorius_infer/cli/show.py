@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -156,7 +157,7 @@ def _found(
     from sartorius_infer.images.read import image_size
 
     sizes = {image_id: image_size(file) for image_id, file in files.items()}
-    names = ImageNames(sizes, ImageNames.of(truth or {}).ids)
+    names = replace(ImageNames.of(truth or {}), names=sizes)
     return read_cells(submission, sizes, "among --images", names), sizes
 
 
