@@ -52,10 +52,12 @@ def deform(conv: nn.Conv2d, x: Tensor, moves: Tensor, modulated: bool) -> Tensor
         cut = moves.shape[1] // 3 * 2
         offsets, weights = moves[:, :cut], moves[:, cut:].sigmoid()
     geometry: Any = conv.stride, conv.padding, conv.dilation
+    nowhere = offsets.isnan()  # torchvision would read there, outside of the map's memory
+    offsets = offsets.masked_fill(nowhere, 0)
     with torch.autocast(x.device.type, enabled=False):
         precise = _at_least_single(x)
         out: Tensor = deform_conv2d(precise, offsets, conv.weight, conv.bias, *geometry, weights)
-    return out.to(x.dtype)
+    return out.masked_fill(nowhere.any(dim=1, keepdim=True), torch.nan).to(x.dtype)
 
 
 def _at_least_single(x: Tensor) -> Tensor:

@@ -47,6 +47,19 @@ def test_taps_that_stay_make_a_plain_convolution_and_its_norm() -> None:
     torch.testing.assert_close(conv(x, torch.zeros(2, 18, *HW)), expected, rtol=0, atol=1e-5)
 
 
+@torch.inference_mode()
+def test_taps_that_go_nowhere_give_nan_there_and_read_no_foreign_memory() -> None:
+    conv = DeformableConv(CHANNELS, OUTPUTS, 3, Norm(), modulated=False)
+    x, moves = drawn(1, CHANNELS, *HW), torch.zeros(1, 18, *HW)
+    moves[0, 5, 2, 3] = torch.nan
+    moves[0, 6, 4, 4], moves[0, 7, 4, 4], moves[0, 0, 7, 7] = torch.inf, -torch.inf, 1e30
+    out = conv(x, moves)
+    lost = out.isnan()
+    assert lost[:, :, 2, 3].all()
+    assert lost.sum() == OUTPUTS
+    assert out[~lost].isfinite().all()
+
+
 @pytest.mark.parametrize(("modulated", "outputs"), [(False, 36), (True, 54)])
 @torch.inference_mode()
 def test_the_moves_are_a_convolution_of_the_same_geometry(modulated: bool, outputs: int) -> None:
