@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -36,7 +37,9 @@ def costs(image: Tensor, rounds: int) -> Iterator[tuple[str, float, float]]:
     for what, (plain, other) in PAIRS.items():
         contenders = {"plain": _network(plain), "other": _network(other)}
         times = alternate({name: partial(n.features, [image]) for name, n in contenders.items()}, rounds)
-        yield what, times["plain"].median, times["other"].median
+        seconds = times["plain"].median, times["other"].median
+        print(f"{what}: {seconds[0]:.3g} s and {seconds[1]:.3g} s", file=sys.stderr, flush=True)
+        yield what, *seconds
 
 
 def _network(body: dict[str, Any]) -> Detectron2Network:
