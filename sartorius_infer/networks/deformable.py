@@ -75,3 +75,23 @@ class DeformableConv(Conv):
         """(B, inputs, h, w) -> (B, outputs, h / stride, w / stride); `moves` as `OffsetConv` gives them."""
         out = deform(self, x, moves, self.modulated)
         return out if self.norm is None else self.norm(out)
+
+
+class DeformableConv3x3(nn.Conv2d):
+    """A 3 x 3 convolution without bias and, as its child `conv_offset`, the one that moves its taps."""
+
+    def __init__(self, inputs: int, outputs: int, *, deformable_groups: int, modulated: bool, stride: int = 1,
+                 dilation: int = 1, groups: int = 1) -> None:  # fmt: skip
+        super().__init__(inputs, outputs, 3, stride, dilation, dilation, groups, bias=False)
+        self.modulated = modulated
+        self.conv_offset = OffsetConv(
+            inputs,
+            deformable_groups=deformable_groups,
+            modulated=modulated,
+            stride=stride,
+            dilation=dilation,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, h, w) -> (B, outputs, h / stride, w / stride)."""
+        return deform(self, x, self.conv_offset(x), self.modulated)

@@ -84,3 +84,15 @@ class Conv(nn.Conv2d):
         """(B, inputs, h, w) -> (B, outputs, h / stride, w / stride)."""
         x = super().forward(x)
         return x if self.norm is None else self.norm(x)
+
+
+class NormedBlock(nn.Module):
+    """A module that tells which norms take what a convolution gives, so that the two may become one."""
+
+    def norm_pairs(self) -> list[tuple[str, str]]:
+        """Names of convolutions and of the norms that alone take their outputs, dotted for grandchildren.
+
+        By default child N of the name `convN` goes to `bnN`.
+        """
+        names = [name for name in self._modules if name.startswith("conv")]
+        return [(name, "bn" + name.removeprefix("conv")) for name in names]

@@ -1,0 +1,1 @@
+"""MMDetection's Mask R-CNN, Cascade Mask R-CNN and Hybrid Task Cascade."""

@@ -1,0 +1,28 @@
+"""The body that settings describe, and the keys of old files' bodies."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+from sartorius_infer.manifest.mmdet_bodies import MmdetBody, MmdetResNet
+from sartorius_infer.networks.mmdet.resnet import ResNet
+
+_OLD_OFFSET = re.compile(r"\.conv2_offset\.(weight|bias)$")
+
+
+def make_body(body: MmdetBody) -> nn.Module:
+    """A module whose keys are those that MMDetection writes under `backbone.`.
+
+    It gives a tuple of maps (B, C, h, w), finest first, of images (B, 3, H, W); its attributes `channels`
+    and `strides` tell those of each map.
+    """
+    if isinstance(body, MmdetResNet):
+        return ResNet(body)
+    raise NotImplementedError
+
+
+def current_key(key: str) -> str:
+    """The key of today: what moves the taps of `conv2` is its child since version 2 of MMCV's module."""
+    return _OLD_OFFSET.sub(r".conv2.conv_offset.\1", key)
