@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
 
 from sartorius_infer.manifest.parts import Norm
 
@@ -64,3 +65,60 @@ def compare(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     for level, other in zip(found, expected, strict=True):
         share = 1e-12 if level.dtype == torch.float64 else 1e-5
         torch.testing.assert_close(level, other, rtol=0, atol=share * float(other.abs().max()))
+
+
+# Residual bodies written down: what a state dict of MMDetection's names and the settings give.
+
+PlainResidual = Callable[[State, str, Any, int, int, Tensor], Tensor]
+"""What a block adds to its shortcut: of its state, name, settings, stage, stride and input."""
+
+
+def plain_body(
+    state: State, body: Any, residual: PlainResidual, x: Tensor, *, deep_stem: bool, avg_down: bool
+) -> list[Tensor]:
+    x = F.max_pool2d(_stem(state, body, deep_stem, x), 3, 2, 1)
+    maps = []
+    for stage in range(len(body.strides)):
+        block = 0
+        while f"layer{stage + 1}.{block}.conv1.weight" in state:
+            prefix = f"layer{stage + 1}.{block}"
+            stride = body.strides[stage] if block == 0 else 1
+            shortcut = _shortcut(state, prefix, body, avg_down, stride, x)
+            x = F.relu(residual(state, prefix, body, stage, stride, x) + shortcut)
+            block += 1
+        maps.append(x)
+    return [maps[stage] for stage in body.out_indices]
+
+
+def _stem(state: State, body: Any, deep: bool, x: Tensor) -> Tensor:
+    if not deep:
+        x = F.conv2d(x, state["conv1.weight"], stride=body.stem_stride, padding=3)
+        return F.relu(norm(state, "gn1" if body.norm.kind == "group" else "bn1", body.norm, x))
+    for conv, normed, stride in ((0, 1, body.stem_stride), (3, 4, 1), (6, 7, 1)):
+        x = F.conv2d(x, state[f"stem.{conv}.weight"], stride=stride, padding=1)
+        x = F.relu(norm(state, f"stem.{normed}", body.norm, x))
+    return x
+
+
+def _shortcut(state: State, prefix: str, body: Any, avg_down: bool, stride: int, x: Tensor) -> Tensor:
+    conv, normed = (1, 2) if avg_down else (0, 1)
+    if f"{prefix}.downsample.{conv}.weight" not in state:
+        return x
+    if avg_down:
+        x, stride = F.avg_pool2d(x, stride, stride, ceil_mode=True, count_include_pad=False), 1
+    x = F.conv2d(x, state[f"{prefix}.downsample.{conv}.weight"], stride=stride)
+    return norm(state, f"{prefix}.downsample.{normed}", body.norm, x)
+
+
+def plain_3x3(state: State, name: str, body: Any, stage: int, stride: int, groups: int, x: Tensor) -> Tensor:
+    """The convolution `name`, deformable where the settings say so."""
+    dilation, weight, deformable = body.dilations[stage], state[f"{name}.weight"], body.deformable
+    if deformable is None or stage not in deformable.stages:
+        return F.conv2d(x, weight, None, stride, dilation, dilation, groups)
+    offset = f"{name}.conv_offset"
+    moves = F.conv2d(x, state[f"{offset}.weight"], state[f"{offset}.bias"], stride, dilation, dilation)
+    cut = 18 * deformable.groups
+    assert moves.shape[1] == (cut * 3 // 2 if deformable.modulated else cut)
+    mask = moves[:, cut:].sigmoid() if deformable.modulated else None
+    moved: Tensor = deform_conv2d(x, moves[:, :cut], weight, None, stride, dilation, dilation, mask)
+    return moved

@@ -54,8 +54,8 @@ class _Residual(Settings):
         _require_stages(self.out_indices, stages, "out_indices")
         if self.deformable is not None:
             _require_stages(self.deformable.stages, stages, "deformable.stages")
-        if self.norm.kind == "none":
-            raise ValueError("norm.kind: expected 'frozen', 'batch' or 'group', found 'none'")
+        if self.norm.kind not in ("frozen", "batch", "group"):
+            raise ValueError(f"norm.kind: expected 'frozen', 'batch' or 'group', found {self.norm.kind!r}")
         return self
 
 

@@ -86,13 +86,16 @@ class Conv(nn.Conv2d):
         return x if self.norm is None else self.norm(x)
 
 
+def numbered_pairs(module: nn.Module) -> list[tuple[str, str]]:
+    """Names of children `convN` and `bnN`, for each number that both have."""
+    names = [name for name, child in module._modules.items() if child is not None]
+    pairs = [(name, f"bn{name.removeprefix('conv')}") for name in names if name.startswith("conv")]
+    return [(conv, norm) for conv, norm in pairs if norm in names]
+
+
 class NormedBlock(nn.Module):
     """A module that tells which norms take what a convolution gives, so that the two may become one."""
 
     def norm_pairs(self) -> list[tuple[str, str]]:
-        """Names of convolutions and of the norms that alone take their outputs, dotted for grandchildren.
-
-        By default child N of the name `convN` goes to `bnN`.
-        """
-        names = [name for name in self._modules if name.startswith("conv")]
-        return [(name, "bn" + name.removeprefix("conv")) for name in names]
+        """Names of convolutions, and of the norms that alone take their outputs; dotted for grandchildren."""
+        return numbered_pairs(self)

@@ -20,12 +20,14 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 from sartorius_infer.networks.cpu.winograd import FEWEST_CHANNELS, WinogradConv2d
-from sartorius_infer.networks.deformable import DeformableConv
-from sartorius_infer.networks.layers import Conv
-from sartorius_infer.networks.split_attention import SplitAttention
+from sartorius_infer.networks.deformable import DeformableConv, DeformableConv3x3
+from sartorius_infer.networks.layers import Conv, NormedBlock, numbered_pairs
 
 _PLAIN = (nn.Conv2d, Conv)
 """Convolutions that do nothing else; a subclass of a plugin's may."""
+
+_LINEAR = (*_PLAIN, DeformableConv, DeformableConv3x3)
+"""Convolutions whose outputs are scaled by scaling their weights."""
 
 
 def quicken(model: nn.Module) -> None:
@@ -51,14 +53,14 @@ def fold_norms(model: nn.Module) -> None:
                     norm.bias,
                 )
                 conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
-                setattr(parent, name, nn.Identity())
+                parent.set_submodule(name, nn.Identity())
 
 
 def _pairs(parent: nn.Module) -> Iterator[tuple[nn.Conv2d, str]]:
-    """Convolutions whose output goes to a child of `parent`, with that child's name.
+    """Convolutions whose output goes to a module within `parent`, with that module's name.
 
-    They are neighbours in a sequence, `convN` and `bnN` of torchvision's residual networks, those of split
-    attention, or a norm that the convolution itself holds, as Detectron2's does.
+    They are neighbours in a sequence, `convN` and `bnN` of torchvision's residual networks, what a block of
+    ours tells, or a norm that the convolution itself holds, as Detectron2's does.
     """
     children = {name: child for name, child in parent._modules.items() if child is not None}
     pairs: list[tuple[str, str]] = []
@@ -67,12 +69,12 @@ def _pairs(parent: nn.Module) -> Iterator[tuple[nn.Conv2d, str]]:
     elif isinstance(parent, nn.Sequential):
         pairs = list(pairwise(children))
     elif isinstance(parent, BasicBlock | Bottleneck | IntermediateLayerGetter):
-        pairs = [(name, "bn" + name.removeprefix("conv")) for name in children if name.startswith("conv")]
-    elif isinstance(parent, SplitAttention):
-        pairs = [(conv, norm) for conv, norm in (("conv", "bn0"), ("fc1", "bn1")) if norm in children]
+        pairs = numbered_pairs(parent)
+    elif isinstance(parent, NormedBlock):
+        pairs = parent.norm_pairs()
     for first, second in pairs:
-        conv = children[first]
-        if isinstance(conv, nn.Conv2d) and type(conv) in (*_PLAIN, DeformableConv) and second in children:
+        conv = parent.get_submodule(first)
+        if isinstance(conv, nn.Conv2d) and type(conv) in _LINEAR:
             yield conv, second
 
 

@@ -6,8 +6,19 @@ import re
 
 from torch import nn
 
-from sartorius_infer.manifest.mmdet_bodies import MmdetBody, MmdetResNet
+from sartorius_infer.manifest.mmdet_bodies import (
+    MmdetBody,
+    MmdetConvNext,
+    MmdetRes2Net,
+    MmdetResNeSt,
+    MmdetResNet,
+    MmdetSwin,
+)
+from sartorius_infer.networks.mmdet.convnext import ConvNext
+from sartorius_infer.networks.mmdet.res2net import Res2Net
+from sartorius_infer.networks.mmdet.resnest import ResNeSt
 from sartorius_infer.networks.mmdet.resnet import ResNet
+from sartorius_infer.networks.mmdet.swin import Swin
 
 _OLD_OFFSET = re.compile(r"\.conv2_offset\.(weight|bias)$")
 
@@ -18,9 +29,17 @@ def make_body(body: MmdetBody) -> nn.Module:
     It gives a tuple of maps (B, C, h, w), finest first, of images (B, 3, H, W); its attributes `channels`
     and `strides` tell those of each map.
     """
-    if isinstance(body, MmdetResNet):
-        return ResNet(body)
-    raise NotImplementedError
+    match body:
+        case MmdetResNet():
+            return ResNet(body)
+        case MmdetRes2Net():
+            return Res2Net(body)
+        case MmdetResNeSt():
+            return ResNeSt(body)
+        case MmdetSwin():
+            return Swin(body)
+        case MmdetConvNext():
+            return ConvNext(body)
 
 
 def current_key(key: str) -> str:

@@ -9,10 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 import torchvision
-from mmdet_bodies import State, compare, images, norm, settled, shapes, state_of
+from mmdet_bodies import State, compare, images, norm, plain_3x3, plain_body, settled, shapes, state_of
 from places import SHARED
 from torch import Tensor
-from torchvision.ops import deform_conv2d
 
 from sartorius_infer.manifest.mmdet_bodies import Deformable, MmdetResNet
 from sartorius_infer.manifest.parts import Norm
@@ -72,76 +71,21 @@ def test_torchvisions_weights_give_torchvisions_maps(name: str) -> None:
     assert ours.strides == (4, 8, 16, 32)
 
 
-# The same, written down: what a state dict of MMDetection's names and the settings give.
-
-
-def plain_resnet(state: State, body: MmdetResNet, x: Tensor) -> list[Tensor]:
-    x = plain_stem(state, body, body.deep_stem, x)
-    maps = []
-    for stage in range(len(body.strides)):
-        block = 0
-        while f"layer{stage + 1}.{block}.conv1.weight" in state:
-            prefix = f"layer{stage + 1}.{block}"
-            stride = body.strides[stage] if block == 0 else 1
-            x = plain_block(state, prefix, body, stage, stride, x)
-            block += 1
-        maps.append(x)
-    return [maps[stage] for stage in body.out_indices]
-
-
-def plain_stem(state: State, body: Any, deep: bool, x: Tensor) -> Tensor:
-    if deep:
-        for conv, normed, stride in ((0, 1, body.stem_stride), (3, 4, 1), (6, 7, 1)):
-            x = F.conv2d(x, state[f"stem.{conv}.weight"], stride=stride, padding=1)
-            x = F.relu(norm(state, f"stem.{normed}", body.norm, x))
-    else:
-        x = F.conv2d(x, state["conv1.weight"], stride=body.stem_stride, padding=3)
-        x = F.relu(norm(state, f"{letters(body)}1", body.norm, x))
-    return F.max_pool2d(x, 3, 2, 1)
-
-
-def letters(body: Any) -> str:
-    return "gn" if body.norm.kind == "group" else "bn"
-
-
-def plain_block(state: State, prefix: str, body: MmdetResNet, stage: int, stride: int, x: Tensor) -> Tensor:
-    dilation, name = body.dilations[stage], f"{prefix}.{letters(body)}"
+def plain_residual(
+    state: State, prefix: str, body: MmdetResNet, stage: int, stride: int, x: Tensor
+) -> Tensor:
+    dilation = body.dilations[stage]
+    name = f"{prefix}.{'gn' if body.norm.kind == 'group' else 'bn'}"
     if body.depth < 50:
-        out = F.conv2d(x, state[f"{prefix}.conv1.weight"], stride=stride, padding=dilation, dilation=dilation)
+        out = F.conv2d(x, state[f"{prefix}.conv1.weight"], None, stride, dilation, dilation)
         out = F.relu(norm(state, f"{name}1", body.norm, out))
-        out = norm(state, f"{name}2", body.norm, F.conv2d(out, state[f"{prefix}.conv2.weight"], padding=1))
-    else:
-        first, second = (stride, 1) if body.stride_in_1x1 else (1, stride)
-        out = F.conv2d(x, state[f"{prefix}.conv1.weight"], stride=first)
-        out = F.relu(norm(state, f"{name}1", body.norm, out))
-        out = plain_3x3(state, f"{prefix}.conv2", body, stage, second, body.groups, out)
-        out = F.relu(norm(state, f"{name}2", body.norm, out))
-        out = norm(state, f"{name}3", body.norm, F.conv2d(out, state[f"{prefix}.conv3.weight"]))
-    return F.relu(out + plain_shortcut(state, prefix, body, body.avg_down, stride, x))
-
-
-def plain_3x3(state: State, name: str, body: Any, stage: int, stride: int, groups: int, x: Tensor) -> Tensor:
-    """The convolution `name`, deformable where the settings say so."""
-    dilation, weight = body.dilations[stage], state[f"{name}.weight"]
-    deformable = body.deformable
-    if deformable is None or stage not in deformable.stages:
-        return F.conv2d(x, weight, None, stride, dilation, dilation, groups)
-    offset = f"{name}.conv_offset"
-    moves = F.conv2d(x, state[f"{offset}.weight"], state[f"{offset}.bias"], stride, dilation, dilation)
-    taps = 18 * deformable.groups
-    assert moves.shape[1] == (taps * 3 // 2 if deformable.modulated else taps)
-    mask = moves[:, taps:].sigmoid() if deformable.modulated else None
-    return deform_conv2d(x, moves[:, :taps], weight, None, stride, dilation, dilation, mask)
-
-
-def plain_shortcut(state: State, prefix: str, body: Any, average: bool, stride: int, x: Tensor) -> Tensor:
-    conv, normed = (1, 2) if average else (0, 1)
-    if f"{prefix}.downsample.{conv}.weight" not in state:
-        return x
-    if average:
-        x, stride = F.avg_pool2d(x, stride, stride, ceil_mode=True, count_include_pad=False), 1
-    x = F.conv2d(x, state[f"{prefix}.downsample.{conv}.weight"], stride=stride)
-    return norm(state, f"{prefix}.downsample.{normed}", body.norm, x)
+        return norm(state, f"{name}2", body.norm, F.conv2d(out, state[f"{prefix}.conv2.weight"], padding=1))
+    first, second = (stride, 1) if body.stride_in_1x1 else (1, stride)
+    out = F.conv2d(x, state[f"{prefix}.conv1.weight"], stride=first)
+    out = F.relu(norm(state, f"{name}1", body.norm, out))
+    out = plain_3x3(state, f"{prefix}.conv2", body, stage, second, body.groups, out)
+    out = F.relu(norm(state, f"{name}2", body.norm, out))
+    return norm(state, f"{name}3", body.norm, F.conv2d(out, state[f"{prefix}.conv3.weight"]))
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -172,13 +116,15 @@ CASES: dict[str, dict[str, Any]] = {
 def test_maps_are_those_of_plain_arithmetic(case: str) -> None:
     body = MmdetResNet.model_validate({**SMALL, **CASES[case]})
     dtype = torch.float64 if body.deformable is None else torch.float32  # deforming is done in float32
-    module, batch = settled(ResNet(body)).to(dtype), images(2, 83, 117).to(dtype)
+    module, batch = settled(ResNet(body)).to(dtype), images(2, 51, 69).to(dtype)
     with torch.inference_mode():
-        found, expected = module(batch), plain_resnet(state_of(module), body, batch)
+        found = module(batch)
+        kind = {"deep_stem": body.deep_stem, "avg_down": body.avg_down}
+        expected = plain_body(state_of(module), body, plain_residual, batch, **kind)
     assert len(found) == len(body.out_indices)
     compare(found, expected)
     assert module.channels == tuple(level.shape[1] for level in found)
-    assert [-(-83 // s) for s in module.strides] == [level.shape[2] for level in found]
+    assert [-(-51 // s) for s in module.strides] == [level.shape[2] for level in found]
 
 
 def test_keys_of_a_deformable_block() -> None:
