@@ -143,6 +143,7 @@ class _Residual(_Body):
 
 
 class _ResNet(_Residual):
+    depth: Literal[18, 34, 50, 101, 152]
     deep_stem: bool = False
     avg_down: bool = False
 
@@ -152,6 +153,8 @@ class _ResNet(_Residual):
 
 
 class _ResNetV1d(_Residual):
+    depth: Literal[18, 34, 50, 101, 152]
+
     def settings(self) -> Settings:
         return super().settings() | {"kind": "resnet", "deep_stem": True, "avg_down": True}
 
@@ -168,6 +171,7 @@ class _ResNeXt(_ResNet):
 class _Res2Net(_Residual):
     """Stem, shortcuts and the place of the stride are always those of its base, ResNetV1d."""
 
+    depth: Literal[50, 101, 152]
     scales: int = 4
     base_width: Count = 26
     style: Literal["pytorch"] = "pytorch"
@@ -179,6 +183,7 @@ class _Res2Net(_Residual):
 
 
 class _ResNeSt(_Residual):
+    depth: Literal[50, 101, 152, 200, 269]
     groups: Count = 1
     base_width: Count = 4
     radix: Count = 2
@@ -323,8 +328,10 @@ def read_body(backbone: Mapping[str, Any], dialect: str) -> MmdetBody:
 
     Raises ValueError that names each key that cannot be honoured, its value and what is possible.
     """
-    said = {key: _tuples(value) for key, value in backbone.items() if key not in _TRAINING}
-    kind = said.pop("type", None)
+    other = {*_TRAINING, "type", "_scope_"}
+    said = {key: _tuples(value) for key, value in backbone.items() if key not in other}
+    kind, scope = backbone.get("type"), backbone.get("_scope_")
+    kind = kind if scope is None or "." in str(kind) else f"{scope}.{kind}"
     keys = _TYPES.get(str(kind).removeprefix("mmdet."))
     if keys is None:
         raise ValueError(f"{_quoted('type', kind)} (expected {', '.join(_TYPES)})")

@@ -33,9 +33,7 @@ class AttentiveBottleneck(ResidualBlock):
         averages = body.avg_down_stride and second > 1
         conv = conv3x3(width, width * body.radix, place, 1 if averages else second, body.groups * body.radix)
         self.add(1, nn.Conv2d(place.inputs, width, 1, first, bias=False))
-        self.conv2 = SplitAttention(
-            conv, width, body.radix, body.groups, body.norm, norm_name=self.norm_name
-        )
+        self.conv2 = SplitAttention(conv, width, body.radix, body.groups, body.norm, norm_name=self.norm_name)
         self.avd_layer = nn.AvgPool2d(3, second, padding=1) if averages else nn.Identity()
         self.add(3, nn.Conv2d(width, place.planes * EXPANSION, 1, bias=False))
 
