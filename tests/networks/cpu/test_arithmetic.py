@@ -12,6 +12,7 @@ from detectron2_factories import network_of, settings_and_state
 from detectron2_oracle import DEFORMABLE_RESNEST, MODULATED, RESNEST
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from tiny import write_image, write_tiny
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
@@ -22,11 +23,13 @@ from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.loading import build_network, load_ensemble
 from sartorius_infer.manifest.detectron2 import Detectron2Parts
 from sartorius_infer.manifest.manifest import ModelSpec
+from sartorius_infer.manifest.mmdet_bodies import MmdetBody
 from sartorius_infer.manifest.preprocessing import Preprocessing
 from sartorius_infer.manifest.torchvision import NetworkParts
 from sartorius_infer.networks import family_of
 from sartorius_infer.networks.cpu.arithmetic import StemPool, fold_norms, quicken, use_stem_pool, use_winograd
 from sartorius_infer.networks.detectron2.modules import Detectron2Model
+from sartorius_infer.networks.mmdet.bodies import make_body
 from sartorius_infer.networks.pyramid import PyramidNetwork
 from sartorius_infer.networks.skeleton import skeleton
 from sartorius_infer.networks.torchvision.rcnn import TorchvisionNetwork, build_model
@@ -323,3 +326,71 @@ def test_networks_on_a_cpu_have_it(kind: str, tmp_path: Path) -> None:
         network = network_of(*settings_and_state(), tmp_path)
     network.settle()
     assert sum(isinstance(module, StemPool) for module in network.modules()) == 1
+
+
+FOLDED: dict[str, dict[str, Any]] = {
+    "resnet18": {"kind": "resnet", "depth": 18},
+    "resnet50": {"kind": "resnet"},
+    "resnet50 v1d": {"kind": "resnet", "deep_stem": True, "avg_down": True},
+    "resnext50": {"kind": "resnet", "groups": 8},
+    "res2net50": {"kind": "res2net"},
+    "resnest50": {"kind": "resnest"},
+}
+
+
+def mmdet_body(settings: dict[str, Any]) -> nn.Module:
+    small = {"base_channels": 32, "stem_channels": 16}
+    return settled(make_body(TypeAdapter[MmdetBody](MmdetBody).validate_python(small | settings)))
+
+
+@pytest.mark.parametrize("body", FOLDED)
+def test_bodies_of_mmdetection_lose_every_norm_and_compute_what_they_did(body: str) -> None:
+    module, batch = mmdet_body(FOLDED[body]).double(), torch.randn((2, 3, 64, 96), dtype=torch.float64)
+    with torch.inference_mode():
+        before = module(batch)
+        fold_norms(module)
+        compare(list(module(batch)), list(before), 1e-12)
+    assert not kinds(module)["BatchNorm2d"]
+
+
+@pytest.mark.parametrize("body", ["resnet50", "res2net50", "resnest50"])
+@pytest.mark.parametrize("modulated", [True, False])
+def test_deformable_convolutions_of_mmdetection_take_their_norms_in(body: str, modulated: bool) -> None:
+    module = mmdet_body({**FOLDED[body], "deformable": {"modulated": modulated}})
+    for name, moves in module.named_modules():
+        if name.endswith("conv_offset"):  # by fractions of a pixel, or each block would magnify rounding
+            moves.weight.data.mul_(0.01)
+    batch = torch.randn((1, 3, 64, 96))
+    with torch.inference_mode():
+        before = module(batch)
+        quicken(module)
+        compare(list(module(batch)), list(before), 2e-4)
+    assert not kinds(module)["BatchNorm2d"] and kinds(module)["DeformableConv3x3"] > 10
+
+
+def test_norms_by_groups_stay_in_bodies_of_mmdetection() -> None:
+    module = mmdet_body({"kind": "resnest", "norm": {"kind": "group", "groups": 8}})
+    norms, batch = kinds(module)["GroupNorm"], torch.randn((1, 3, 64, 96))
+    with torch.inference_mode():
+        before = module(batch)
+        quicken(module)
+        compare(list(module(batch)), list(before), 2e-4)
+    assert kinds(module)["GroupNorm"] == norms > 50
+
+
+@pytest.mark.parametrize("kind", ["swin", "convnext"])
+def test_transformers_of_mmdetection_compute_what_they_did(kind: str) -> None:
+    channels = {"swin": {"channels": 12, "heads": (1, 2, 3, 4)}, "convnext": {"channels": (8, 12, 16, 20)}}
+    body = TypeAdapter[MmdetBody](MmdetBody).validate_python({"kind": kind, **channels[kind]})
+    module, batch = settled(make_body(body)), torch.randn((1, 3, 64, 96))
+    with torch.inference_mode():
+        before = module(batch)
+        quicken(module)
+        after = module(batch.contiguous(memory_format=torch.channels_last))
+    compare(list(after), list(before), 2e-4)
+
+
+def test_the_stems_pooling_of_mmdetection_is_replaced() -> None:
+    module = mmdet_body({"kind": "resnet"})
+    use_stem_pool(module)
+    assert kinds(module)["StemPool"] == 1

@@ -2,7 +2,64 @@
 
 from __future__ import annotations
 
-from sartorius_infer.networks.mmdet.bodies import current_key
+from typing import Any
+
+import pytest
+import torch
+from mmdet_bodies import images
+from pydantic import TypeAdapter
+
+from sartorius_infer.manifest.mmdet_bodies import MmdetBody
+from sartorius_infer.networks.mmdet.bodies import current_key, make_body
+from sartorius_infer.networks.skeleton import skeleton
+from sartorius_infer.networks.state import load_state
+
+SMALL = {"base_channels": 8, "stem_channels": 8}
+BODIES: dict[str, dict[str, Any]] = {
+    "ResNet": {"kind": "resnet", "depth": 18, **SMALL},
+    "Res2Net": {"kind": "res2net", "base_width": 8, **SMALL},
+    "ResNeSt": {"kind": "resnest", **SMALL},
+    "Swin": {"kind": "swin", "channels": 12, "heads": [1, 2, 3, 4], "absolute_positions": [3, 5]},
+    "ConvNext": {"kind": "convnext", "channels": [8, 12, 16, 20], "global_norm": True},
+}
+ADAPTER: TypeAdapter[MmdetBody] = TypeAdapter(MmdetBody)
+
+
+def body_of(name: str, **more: Any) -> MmdetBody:
+    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in (BODIES[name] | more).items()}
+    return ADAPTER.validate_python(settings)
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_kind_has_its_module(name: str) -> None:
+    assert type(make_body(body_of(name))).__name__ == name
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_skeleton_takes_the_tensors_of_a_file(name: str) -> None:
+    """As networks are loaded: made without storage, then given all tensors by their keys."""
+    whole = make_body(body_of(name)).eval()
+    with skeleton():
+        module = make_body(body_of(name)).eval()
+    load_state(module, whole.state_dict(), "file.pth")
+    assert {tensor.device.type for tensor in module.state_dict().values()} == {"cpu"}
+    with torch.inference_mode():
+        for level, other in zip(module(images(1, 38, 50)), whole(images(1, 38, 50)), strict=True):
+            assert torch.equal(level, other)
+
+
+@pytest.mark.parametrize("indices", [(3,), (0, 2)])
+@pytest.mark.parametrize("name", BODIES)
+def test_maps_in_use_are_those_of_all(name: str, indices: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    whole = make_body(body_of(name)).eval()
+    some = make_body(body_of(name, out_indices=indices)).eval()
+    some.load_state_dict({key: whole.state_dict()[key] for key in some.state_dict()})
+    with torch.inference_mode():
+        found, expected = some(images(1, 32, 64)), whole(images(1, 32, 64))
+    assert all(torch.equal(level, expected[i]) for level, i in zip(found, indices, strict=True))
+    assert some.channels == tuple(whole.channels[i] for i in indices)
+    assert some.strides == tuple((4, 8, 16, 32)[i] for i in indices)
 
 
 def test_what_moves_taps_had_a_name_beside_the_convolutions() -> None:
