@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sartorius_infer.ensemble.passes import image_tensor
-from sartorius_infer.manifest.preprocessing import Preprocessing, Resize
+from sartorius_infer.manifest.preprocessing import PAD_MULTIPLE, Preprocessing, Resize
 from sartorius_infer.manifest.views import IDENTITY
-from sartorius_infer.networks.inputs import PAD_MULTIPLE, network_input
+from sartorius_infer.networks.inputs import network_input
 from sartorius_infer.types import CellImage
 from training.augment import change_grays, paste_cells, turn
 from training.crops import Sample, boxes_of, cut, draw_window, draw_zoom

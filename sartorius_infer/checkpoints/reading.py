@@ -43,6 +43,7 @@ class Checkpoint:
 
     outside   tensors of the same mapping that are none of the network's
     left_out  what was left out, in words: those, and other networks
+    meta      what a training run says of itself under "meta": values of any kind, all of them inert
     """
 
     state: dict[str, Tensor]
@@ -50,6 +51,7 @@ class Checkpoint:
     prefix: str
     outside: Mapping[str, Tensor] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def with_outside(self) -> Checkpoint:
@@ -74,8 +76,18 @@ def read_checkpoint(path: Path, state: str | None = None) -> Checkpoint:
         raise CheckpointError(f"{path}: expected tensors, found a mapping that holds itself") from None
     network, outside = chosen.network, _values(chosen.outside, path)
     return Checkpoint(
-        _values(network.leaves, path), network.wrapper, network.prefix, outside, chosen.left_out()
+        state=_values(network.leaves, path),
+        wrapper=network.wrapper,
+        prefix=network.prefix,
+        outside=outside,
+        left_out=chosen.left_out(),
+        meta=_meta(content),
     )
+
+
+def _meta(content: Any) -> dict[str, Any]:
+    meta = dict.get(content, "meta") if isinstance(content, dict) else None
+    return {k: v for k, v in dict.items(meta) if isinstance(k, str)} if isinstance(meta, dict) else {}
 
 
 def _values(leaves: Mapping[str, Leaf], path: Path) -> dict[str, Tensor]:

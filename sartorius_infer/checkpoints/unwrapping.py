@@ -23,7 +23,11 @@ WRAPPERS = (
 )
 """Keys under which training scripts keep the weights, in the order in which they are looked for."""
 
-LAYOUTS = (("backbone", "rpn", "roi_heads"), ("backbone", "proposal_generator", "roi_heads"))
+LAYOUTS = (
+    ("backbone", "rpn", "roi_heads"),
+    ("backbone", "proposal_generator", "roi_heads"),
+    ("backbone", "neck", "rpn_head", "roi_head"),
+)
 """The parts of a whole network, for each family."""
 
 TOP = "."

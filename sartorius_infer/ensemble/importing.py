@@ -150,7 +150,7 @@ def _converted(opened: Opened, settings: _Settings) -> tuple[bytes, dict[str, An
     network = opened.build(torch.device("cpu"), torch.float32)
     store: Store = "float16" if settings.half else "float32"
     content = save(pack(family.lean(spec, state, network), store, str(path)))
-    classes = list(settings.classes or default_classes(network.class_count))
+    classes = list(settings.classes or spec.classes or default_classes(network.class_count))
     if len(classes) != network.class_count:
         raise ManifestError(
             f"{path}: expected {network.class_count} class names, as the checkpoint has, found "

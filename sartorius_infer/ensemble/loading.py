@@ -162,7 +162,10 @@ def _opened(path: Path, spec: ModelSpec, checkpoint: Checkpoint) -> Opened:
 
 
 def bare_manifest(specs: Sequence[ModelSpec], networks: Sequence[Network]) -> Manifest:
-    """What a manifest would say of bare checkpoints, by the documented defaults."""
+    """What a manifest would say of bare checkpoints, by the documented defaults.
+
+    Classes are those that all files name alike, in any order, else the usual ones of their number.
+    """
     counts = {spec.file: network.class_count for spec, network in zip(specs, networks, strict=True)}
     if len(set(counts.values())) > 1:
         said = ", ".join(f"{file} has {count}" for file, count in counts.items())
@@ -170,8 +173,19 @@ def bare_manifest(specs: Sequence[ModelSpec], networks: Sequence[Network]) -> Ma
     (count,) = set(counts.values())
     if count < 1:
         raise CheckpointError(f"{specs[0].file}: expected a class besides background, found none")
-    classes = default_classes(count)
+    classes = _common_classes(specs, count)
     return Manifest(version=1, classes=classes, models=tuple(specs), rules=default_rules(classes))
+
+
+def _common_classes(specs: Sequence[ModelSpec], count: int) -> tuple[str, ...]:
+    usual = default_classes(count)
+    told = [spec.classes for spec in specs if spec.classes is not None]
+    if not told or any(set(names) == set(usual) for names in told):
+        return usual
+    if any(set(names) != set(told[0]) for names in told):
+        said = ", ".join(f"{s.file} has {', '.join(s.classes)}" for s in specs if s.classes is not None)
+        raise CheckpointError(f"expected checkpoints of the same classes, found: {said}; write a manifest")
+    return told[0]
 
 
 def build_network(

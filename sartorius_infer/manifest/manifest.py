@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from sartorius_infer.errors import ManifestError
 from sartorius_infer.files import json_text
 from sartorius_infer.manifest.detectron2 import Detectron2Parts
+from sartorius_infer.manifest.mmdet import MmdetParts
 from sartorius_infer.manifest.preprocessing import Preprocessing
 from sartorius_infer.manifest.reading import ImageReading
 from sartorius_infer.manifest.rules import Rules
@@ -48,8 +49,8 @@ class ModelSpec(Settings):
     )
     architecture: str | None = Field(
         None,
-        description="torchvision_rcnn, a preset of it, detectron2_rcnn, or a plugin's name; "
-        "null: by the file's keys",
+        description="torchvision_rcnn, a preset of it, detectron2_rcnn, mmdet_rcnn, or a plugin's "
+        "name; null: by the file's keys",
     )
     classes: Annotated[tuple[ClassName, ...], Field(min_length=1)] | None = Field(
         None,
@@ -63,14 +64,21 @@ class ModelSpec(Settings):
     detectron2: Detectron2Parts | None = Field(
         None, description="of a Detectron2 checkpoint: what its config said; `import` writes it"
     )
+    mmdet: MmdetParts | None = Field(
+        None, description="of an MMDetection checkpoint: what its config said; `import` writes it"
+    )
     weight: Positive = Field(1.0, description="its vote in the fusion of boxes and the mean of masks")
     provenance: str = ""
     licence: str = ""
 
     @model_validator(mode="after")
     def _one_family(self) -> ModelSpec:
-        if self.network is not None and self.detectron2 is not None:
-            raise ValueError("expected `network` (torchvision) or `detectron2`, found both")
+        said = [name for name in ("network", "detectron2", "mmdet") if getattr(self, name) is not None]
+        if len(said) > 1:
+            raise ValueError(
+                "expected one of `network` (torchvision), `detectron2` and `mmdet`, found "
+                f"{' and '.join(f'`{name}`' for name in said)}"
+            )
         return self
 
     def network_settings(self) -> dict[str, Any]:

@@ -16,6 +16,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+PAD_MULTIPLE = 32
+
+
 OneOrThree = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
 
 
@@ -25,14 +28,15 @@ class Resize(Settings):
     `interpolation` is bilinear in each case: `torch` on floats without antialiasing (as torchvision's
     detection models resize), `opencv` and `pil` on uint8 (as data sets that call cv2.resize or
     Image.resize do; PIL antialiases). `rounding` is how edges become whole pixels: torchvision cuts
-    off, Detectron2 takes the nearest.
+    off (`down`), Detectron2 takes the nearest, and MMDetection the nearest of a side times the one factor
+    (`nearest_side`).
     """
 
     shortest_edge: Count | None = None
     longest_edge: Count | None = None
     exact_hw: tuple[Count, Count] | None = None
     interpolation: Literal["torch", "opencv", "pil"] = "torch"
-    rounding: Literal["down", "nearest"] = "down"
+    rounding: Literal["down", "nearest", "nearest_side"] = "down"
 
     @model_validator(mode="after")
     def _one_rule(self) -> Resize:
@@ -52,6 +56,8 @@ class Resize(Settings):
             return _detectron2_hw(size_hw, shortest * view.scale, longest * view.scale)
         # Torchvision floors in float arithmetic; the same expression gives the same integer.
         factor = min(shortest / min(size_hw), longest / max(size_hw)) * view.scale
+        if self.rounding == "nearest_side":
+            return max(1, int(size_hw[0] * factor + 0.5)), max(1, int(size_hw[1] * factor + 0.5))
         return max(1, math.floor(size_hw[0] * factor)), max(1, math.floor(size_hw[1] * factor))
 
 
@@ -90,8 +96,9 @@ class Preprocessing(Settings):
 
     `resize_before` works on the image as read, `input_range` scales 0-255 to 0-1 or leaves it, each
     step of `normalise` follows (some systems normalise in the data set and again in the model), and
-    `resize` is the network's own. Gray images are repeated to three channels; colour images keep
-    theirs, or become gray first where `colour` says so.
+    `resize` is the network's own. Zeros at the right and bottom then fill each side to a multiple of
+    `pad_multiple`. Gray images are repeated to three channels; colour images keep theirs, or become gray
+    first where `colour` says so.
     """
 
     colour: Literal["keep", "gray"] = "keep"
@@ -100,6 +107,7 @@ class Preprocessing(Settings):
     input_range: Literal["0-1", "0-255"] = "0-1"
     normalise: tuple[Step, ...] = ("imagenet",)
     resize: Resize | None = Resize(shortest_edge=800, longest_edge=1333)
+    pad_multiple: Count = PAD_MULTIPLE
 
     @model_validator(mode="after")
     def _pil_sees_bytes(self) -> Preprocessing:

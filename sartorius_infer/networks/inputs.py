@@ -22,21 +22,19 @@ from sartorius_infer.manifest.preprocessing import (
 )
 from sartorius_infer.manifest.views import View
 
-PAD_MULTIPLE = 32
-
 
 def network_input(
     images: Sequence[Tensor], settings: Preprocessing, view: View
 ) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
     """A zero-padded batch and the sizes of its images in it.
 
-    images: uint8 (1 or 3, H, W). Returns float32 (B, 3, H', W') with H' and W' multiples of 32, and
-    each image's resized (height, width).
+    images: uint8 (1 or 3, H, W). Returns float32 (B, 3, H', W') with H' and W' multiples of
+    `settings.pad_multiple`, and each image's resized (height, width).
     """
     resized = [_prepare(image, settings, view) for image in images]
     sizes = tuple((int(r.shape[1]), int(r.shape[2])) for r in resized)
-    height = math.ceil(max(h for h, _ in sizes) / PAD_MULTIPLE) * PAD_MULTIPLE
-    width = math.ceil(max(w for _, w in sizes) / PAD_MULTIPLE) * PAD_MULTIPLE
+    multiple = settings.pad_multiple
+    height, width = (math.ceil(max(side) / multiple) * multiple for side in zip(*sizes, strict=True))
     batch = resized[0].new_zeros((len(resized), 3, height, width))
     for row, image in zip(batch, resized, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image

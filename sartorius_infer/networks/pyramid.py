@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,7 +17,10 @@ from sartorius_infer.networks.inputs import network_input
 
 
 class PyramidNetwork(nn.Module):
-    """A model with a `backbone`, which gives maps by name, and `roi_heads.mask_head`; how images are made."""
+    """A model with a `backbone`, which gives maps by name, and `roi_heads.mask_head`; how images are made.
+
+    A model with other names overrides `pyramid` and `mask_head`.
+    """
 
     def __init__(
         self, model: nn.Module, class_count: int, preprocessing: Preprocessing, precision: torch.dtype
@@ -33,7 +36,7 @@ class PyramidNetwork(nn.Module):
         """Resize, normalise, pad; body and pyramid."""
         batch, input_hws = network_input(images, self.preprocessing, view)
         with self.autocast(batch.device):
-            maps = self.model.backbone(batch.contiguous(memory_format=self.memory_format))
+            maps = self.pyramid(batch.contiguous(memory_format=self.memory_format))
         return Features(
             maps={
                 name: level.float().contiguous(memory_format=self.memory_format)
@@ -44,6 +47,17 @@ class PyramidNetwork(nn.Module):
             padded_hw=(int(batch.shape[-2]), int(batch.shape[-1])),
         )
 
+    def pyramid(self, batch: Tensor) -> Mapping[str, Tensor]:
+        """Maps by name, finest first, of images (B, 3, H, W)."""
+        maps: Mapping[str, Tensor] = self.model.backbone(batch)
+        return maps
+
+    @property
+    def mask_head(self) -> nn.Module:
+        """What decides on masks alone."""
+        head: nn.Module = self.model.roi_heads.mask_head
+        return head
+
     def settle(self) -> None:
         """Once it stands on its device, and nobody asks for its checkpoint's tensors any more.
 
@@ -52,8 +66,8 @@ class PyramidNetwork(nn.Module):
         """
         if self._on_cpu_in_float32():
             use_stem_pool(self.model)
-            fold_norms(self.model.roi_heads.mask_head)
-            use_winograd(self.model.roi_heads.mask_head)
+            fold_norms(self.mask_head)
+            use_winograd(self.mask_head)
 
     def quicken(self) -> None:
         """On a CPU in float32, do everything by faster arithmetic that differs in the last bits."""

@@ -16,9 +16,7 @@ from torch import Tensor
 
 from sartorius_infer.manifest.detectron2 import Detectron2Pool
 from sartorius_infer.networks import roi_align
-
-LOG_SCALE_LIMIT = math.log(1000.0 / 16)
-"""A delta never makes a side longer than 62.5 times its anchor's."""
+from sartorius_infer.networks.boxes import LOG_SCALE_LIMIT
 
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4
 
@@ -64,17 +62,6 @@ def apply_deltas(deltas: Tensor, boxes: Tensor, weights: Sequence[float]) -> Ten
     h = dh.clamp(max=LOG_SCALE_LIMIT).exp() * sizes[:, 1:2]
     corners = (x - 0.5 * w, y - 0.5 * h, x + 0.5 * w, y + 0.5 * h)
     return torch.stack(corners, dim=-1).reshape(deltas.shape)
-
-
-def clip(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Boxes (..., 4) with every corner inside an image of `size_hw`."""
-    height, width = size_hw
-    return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
-
-
-def is_longer(boxes: Tensor, least: float) -> Tensor:
-    """Whether both sides of boxes (N, 4) are longer than `least`, bool (N,)."""
-    return ((boxes[:, 2:] - boxes[:, :2]) > least).all(dim=1)
 
 
 def pyramid_level(boxes: Tensor, levels: Sequence[int]) -> Tensor:

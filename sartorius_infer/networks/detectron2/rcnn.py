@@ -17,17 +17,12 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from sartorius_infer.errors import CheckpointError, PredictionError
+from sartorius_infer.errors import CheckpointError
 from sartorius_infer.manifest.detectron2 import Detectron2Parts
 from sartorius_infer.manifest.preprocessing import Preprocessing
 from sartorius_infer.networks.base import Detections, Features, require_finite
-from sartorius_infer.networks.detectron2.boxes import (
-    apply_deltas,
-    clip,
-    grid_anchors,
-    is_longer,
-    pool_rois,
-)
+from sartorius_infer.networks.boxes import clip, finite_rows, is_longer
+from sartorius_infer.networks.detectron2.boxes import apply_deltas, grid_anchors, pool_rois
 from sartorius_infer.networks.detectron2.modules import Detectron2Model
 from sartorius_infer.networks.pyramid import PyramidNetwork
 from sartorius_infer.networks.skeleton import skeleton
@@ -99,7 +94,7 @@ class Detectron2Network(PyramidNetwork):
     def _keep(self, boxes: Tensor, scores: Tensor, level: Tensor, input_hw: Size) -> Tensor:
         """One image's proposals, best first."""
         rpn = self.parts.rpn
-        finite = _finite_rows("proposals", boxes, scores[:, None])
+        finite = finite_rows("proposals", boxes, scores[:, None])
         boxes = clip(boxes, input_hw)
         kept = torch.nonzero(finite & is_longer(boxes, rpn.min_size))[:, 0]
         order = batched_nms(boxes[kept], scores[kept], level[kept], rpn.nms)
@@ -128,7 +123,7 @@ class Detectron2Network(PyramidNetwork):
     def _detections(self, boxes: Tensor, scores: Tensor, input_hw: Size, image_hw: Size) -> Detections:
         """One image's detections: boxes (R, 4 K) or (R, 4) and scores (R, K + 1), background last."""
         limits = self.parts.detection
-        finite = _finite_rows("detections", boxes, scores)
+        finite = finite_rows("detections", boxes, scores)
         boxes = clip(boxes[finite].reshape(int(finite.sum()), boxes.shape[1] // 4, 4), input_hw)
         scores = scores[finite][:, :-1]
         row, label = torch.nonzero(scores > limits.score, as_tuple=True)
@@ -152,17 +147,6 @@ class Detectron2Network(PyramidNetwork):
         chosen = logits[torch.arange(len(logits), device=logits.device), channel].float()
         require_finite("masks", chosen)
         return list(chosen.sigmoid().split([len(b) for b in boxes]))
-
-
-def _finite_rows(what: str, *rows: Tensor) -> Tensor:
-    """Which rows of tensors (N, ...) are finite, bool (N,); PredictionError where none of many is.
-
-    Detectron2 drops the others without a word. One overflow is noise, nothing but NaN a broken network.
-    """
-    finite = torch.stack([torch.isfinite(r).all(dim=1) for r in rows]).all(dim=0)
-    if len(finite) and not bool(finite.any()):
-        raise PredictionError(f"{what}: expected finite values, found NaN or infinity in all {len(finite)}")
-    return finite
 
 
 def _rescale(boxes: Tensor, from_hw: Size, to_hw: Size) -> Tensor:
