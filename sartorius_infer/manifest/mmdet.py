@@ -50,7 +50,7 @@ class MmdetFpn(Settings):
 
 
 class MmdetAnchors(Settings):
-    """Anchors of each level: `base_sizes` (null: the strides) times each scale, at each ratio (height / width).
+    """Anchors of a level: its base size (null: its stride) times each scale, at each ratio (height / width).
 
     `center_offset` moves the first anchor's centre from the corner, in base sizes. `scale_major` puts the
     scales of a ratio beside each other, else the ratios of a scale.
@@ -76,7 +76,7 @@ class MmdetAnchors(Settings):
 
 
 class MmdetCoder(Settings):
-    """How four numbers move a box: times `stds`, plus `means`; `clip` cuts the result at the image's border."""
+    """How four numbers move a box: times `stds`, plus `means`; `clip` cuts the result at the image's edge."""
 
     means: Means = (0.0, 0.0, 0.0, 0.0)
     stds: Stds = (1.0, 1.0, 1.0, 1.0)

@@ -9,6 +9,13 @@ _KINDS = (
     ("a Keypoint R-CNN: no mask head", (r"roi_heads\.keypoint",)),
     ("a Faster R-CNN: no mask head", (r"(rpn|proposal_generator)\.", r"roi_heads\.box_predictor\.")),
     ("a region proposal network without heads", (r"(rpn|proposal_generator)\.", r"backbone\.")),
+    (
+        "MMDetection's Mask2Former or another network of queries (DETR)",
+        (r"(panoptic_head|bbox_head)\.", r"(panoptic_head|transformer|decoder)\.", r"backbone\."),
+    ),
+    ("an MMDetection network without its masks", (r"rpn_head\.", r"roi_head\.bbox_head\.", r"neck\.")),
+    ("an MMDetection network without proposals (SOLO, CondInst)", (r"mask_head\.", r"neck\.")),
+    ("MMDetection's YOLO", (r"bbox_head\.(multi_level|convs_pred|convs_bridge)", r"backbone\.")),
     ("an MMDetection detector", (r"(rpn_head|bbox_head|roi_head)\.", r"(neck|backbone)\.")),
     ("an SSD", (r"head\.classification_head\.module_list\.",)),
     ("an FCOS", (r"(head\.regression_head\.bbox_ctrness|head\.ctrness|fcos_head)\.",)),

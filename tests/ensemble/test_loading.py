@@ -254,7 +254,7 @@ def test_a_detectron2_entry_of_a_manifest(tmp_path: Path) -> None:
     assert network.parts.fpn.channels == 16
     assert network.preprocessing.channel_order == "rgb"  # as the manifest says, or leaves to its default
     both = {"detectron2": PARTS, "network": {"rpn": {"nms": 0.5}}}
-    assert "found both" in error(manifest(tmp_path, both), kind=ManifestError)
+    assert "found `network` and `detectron2`" in error(manifest(tmp_path, both), kind=ManifestError)
     assert "$.models[0].detectron2.rpn.nns" in error(
         manifest(tmp_path, {"detectron2": {"rpn": {"nns": 0.5}}}), kind=ManifestError
     )

@@ -1,4 +1,4 @@
-"""What is wrong with the keys of a config, in words: each by its dotted name, its value, and what is possible."""
+"""What is wrong with a config, in words: each key by its dotted name, its value, and what is possible."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field, model_validator
 
 from sartorius_infer.manifest.parts import Norm
 from sartorius_infer.manifest.settings import Count, Fraction, Positive
@@ -238,7 +238,7 @@ class RcnnTestKeys(Keys):
 class LossKeys(Keys):
     """`loss_cls`, which says what scores are: any loss, but not one with classes of its own."""
 
-    model_config = {"extra": "ignore"}
+    model_config = ConfigDict(extra="ignore")
 
     type: str = "CrossEntropyLoss"
     use_sigmoid: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from sartorius_infer.manifest.preprocessing import Normalise, Preprocessing, Resize
 from sartorius_infer.manifest.settings import Count, Positive
@@ -30,6 +30,12 @@ def _pair(value: Any) -> Any:
     if isinstance(value, (list, tuple)) and len(value) == 1:
         value = value[0]
     return (value, value) if isinstance(value, int) else value
+
+
+def _never(value: float | None) -> float | None:
+    if value:
+        raise ValueError(_VIEWS)
+    return value
 
 
 Scale = Annotated[tuple[Count, Count], BeforeValidator(_pair)]
@@ -57,13 +63,13 @@ class _Resize(Keys):
 
 
 class _Flip(Keys):
-    """A flip that may happen; `prob` None leaves it to the pipeline around it, which says never."""
+    """A flip, which must not happen."""
 
     training: ClassVar = frozenset({"direction", "swap_seg_labels"})
 
     type: str
-    prob: Literal[0] | None = None
-    flip_ratio: Literal[0] | None = None
+    prob: Annotated[float | None, AfterValidator(_never)] = None
+    flip_ratio: Annotated[float | None, AfterValidator(_never)] = None
 
 
 class _Normalize(Keys):
@@ -181,7 +187,8 @@ def _flattened(
             inner = transform.get("transforms")
             inner = inner if isinstance(inner, (list, tuple)) else ()
             for each, one, _ in _flattened(f"{key}.transforms", inner, made):
-                yield each, one, None if many else scale
+                if type_name(one["type"]) != "RandomFlip":  # which does what is said around it
+                    yield each, one, None if many else scale
         elif kind == "TestTimeAug":
             made.faults.append(quoted(f"{key}.type", kind, _VIEWS))
         elif kind is None:

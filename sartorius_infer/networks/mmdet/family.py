@@ -48,8 +48,8 @@ class MmdetFamily(Family):
         said, count = _config(path, checkpoint, config), foreground_classes(checkpoint.state, spec.file)
         if said.class_count != count:
             raise CheckpointError(
-                f"{config or path}: model.roi_head.bbox_head.num_classes: expected {count}, as {path.name} has, "
-                f"found {said.class_count}"
+                f"{config or path}: model.roi_head.bbox_head.num_classes: expected {count}, as {path.name} "
+                f"has, found {said.class_count}"
             )
         names = _told_classes(checkpoint.meta) or said.classes
         update = {
@@ -104,8 +104,8 @@ def _config(path: Path, checkpoint: Checkpoint, config: Path | None) -> MmdetCon
     beside = _config_beside(path)
     if beside is None:
         raise CheckpointError(
-            f"{path}: an MMDetection checkpoint without its config: expected it as meta.cfg or meta.config inside, "
-            f"or {path.stem}.py or one .py file beside it, found none; cfg.dump() writes it, and "
+            f"{path}: an MMDetection checkpoint without its config: expected it as meta.cfg or meta.config "
+            f"inside, or {path.stem}.py or one .py file beside it, found none; cfg.dump() writes it, and "
             "`sartorius_infer import --config FILE.py` takes one from anywhere"
         )
     return read_config(beside)

@@ -1,4 +1,4 @@
-"""What an MMDetection checkpoint's keys tell: whether it is one, of how many classes, which are the network's."""
+"""What the keys of an MMDetection checkpoint tell: whether it is one, its class count, its own tensors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def parts_of(spec: ModelSpec) -> MmdetParts:
     """The settings of a manifest entry; raises CheckpointError where it has none."""
     if spec.mmdet is None:
         raise CheckpointError(
-            f"{spec.file}: an MMDetection checkpoint: expected its settings as `mmdet` in the manifest entry, "
-            "found none; `sartorius_infer import` writes them"
+            f"{spec.file}: an MMDetection checkpoint: expected its settings as `mmdet` in the manifest "
+            "entry, found none; `sartorius_infer import` writes them"
         )
     return spec.mmdet

@@ -1,4 +1,4 @@
-"""MMDetection's pyramid and heads, built from parts: children carry its names, so that its keys fit as they are.
+"""MMDetection's pyramid and heads, built from parts: children carry its names, so that its keys fit.
 
 Source: MMDetection 3.3 and 2.28 (https://github.com/open-mmlab/mmdetection), FPN, RPNHead, ConvFCBBoxHead,
 FCNMaskHead, HTCMaskHead.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -183,7 +184,7 @@ class MaskHead(nn.Module):
         self.conv_logits = nn.Conv2d(last, 1 if head.class_agnostic else class_count, 1)
 
     def features(self, rois: Tensor, previous: Tensor | None = None) -> Tensor:
-        """What the last of `convs` gives of regions (N, C, size, size) and of the stage before's, of that size."""
+        """What `convs` give of regions (N, C, size, size), with the stage before's output of that size added."""
         if self.conv_res is not None and previous is not None:
             rois = rois + self.conv_res(previous)
         for conv in self.convs:
@@ -224,7 +225,8 @@ class MmdetModel(nn.Module):
 
     def __init__(self, parts: MmdetParts, class_count: int) -> None:
         super().__init__()
-        self.backbone = make_body(parts.body)
-        self.neck = Pyramid(self.backbone.channels, parts.fpn)
+        body: Any = make_body(parts.body)
+        self.backbone = body
+        self.neck = Pyramid(body.channels, parts.fpn)
         self.rpn_head = RpnHead(parts.fpn.channels, parts.anchors.per_cell, parts.rpn)
         self.roi_head = RoiHead(parts, class_count)

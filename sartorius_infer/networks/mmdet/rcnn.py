@@ -170,24 +170,27 @@ class MmdetNetwork(PyramidNetwork):
             self._own_masks(logits, channel)
             for logits in self._mask_logits(list(features.maps.values()), scaled)
         ]
-        if self.parts.heads == "htc" and self.parts.dialect == 3:
-            masks = masks[-1:]
         mean = torch.stack(masks).mean(dim=0) if len(masks) > 1 else masks[0]
         return list(mean.split_with_sizes([len(b) for b in boxes]))
 
     def _mask_logits(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Of each stage (N, K or 1, M, M)."""
-        heads, modules = self.parts.mask_heads, self.model.roi_head.mask_heads()
-        pools = [heads[-1].pool if self.parts.heads == "htc" else head.pool for head in heads]
+        """Of each stage whose masks count (N, K or 1, M, M)."""
+        heads, modules, flow = self.parts.mask_heads, self.model.roi_head.mask_heads(), self.parts.mask_flow
+        htc, last = self.parts.heads == "htc", len(heads) - 1
+        pools = [heads[-1].pool if htc else head.pool for head in heads]
+        only_last = htc and self.parts.dialect == 3
         previous: Tensor | None = None
         rois: Tensor | None = None
         for index, (pool, module) in enumerate(zip(pools, modules, strict=True)):
+            if only_last and not flow and index < last:
+                continue
             if rois is None or pool != pools[index - 1]:
                 rois = pool_rois(maps, boxes, pool)
             with self.autocast(rois.device):
-                previous = module.features(rois, previous if self.parts.mask_flow else None)
-                logits: Tensor = module(previous)
-            yield logits
+                previous = module.features(rois, previous if flow else None)
+                logits = None if only_last and index < last else module(previous)
+            if logits is not None:
+                yield logits
 
     def _own_masks(self, logits: Tensor, channel: Tensor) -> Tensor:
         """Probabilities (N, M, M) of each row's channel."""

@@ -192,6 +192,7 @@ def expected_of_the_competition() -> dict[str, Any]:
         "input.channel_order": "bgr",
         "input.resize_before": None,
         "input.input_range": "0-255",
+        "input.pad_multiple": 32,
         **{f"input.resize.{key}": value for key, value in resize.items()},
         "input.resize.interpolation": "pil",
         "input.resize.rounding": "nearest",
