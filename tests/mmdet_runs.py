@@ -241,8 +241,15 @@ def run_of(state: State, values: Mapping[str, Any] | None, dialect: int = 3,
     return {"meta": meta | text, "state_dict": state, "message_hub": hub, "optimizer": optimizer}
 
 
-def write_run(folder: Path, dialect: int = 3, changes: Mapping[str, Any] | None = None, *,
-              name: str = "epoch_12.pth", classes: tuple[str, ...] = CLASSES, seed: int = 4) -> Path:  # fmt: skip
+def write_run(
+    folder: Path,
+    dialect: int = 3,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    name: str = "epoch_12.pth",
+    classes: tuple[str, ...] = CLASSES,
+    seed: int = 4,
+) -> Path:
     """A checkpoint with its config inside."""
     folder.mkdir(parents=True, exist_ok=True)
     values = values_of(dialect, changes)

@@ -180,8 +180,8 @@ class _Reader:
         names = [target.id for target in targets if isinstance(target, ast.Name)]
         if not isinstance(node, ast.Assign) or len(names) < len(targets):
             raise CheckpointError(
-                f"{self.source}: line {node.lineno}: expected names given literals and dict(...) calls, found "
-                f"{ast.unparse(node).splitlines()[0][:80]!r}; dump the whole config with cfg.dump()"
+                f"{self.source}: line {node.lineno}: expected names given literals and dict(...) calls, "
+                f"found {ast.unparse(node).splitlines()[0][:80]!r}; dump the whole config with cfg.dump()"
             )
         value = self.value(node.value)
         self.names.update(dict.fromkeys([name for name in names if name != "_base_"], value))

@@ -184,7 +184,7 @@ class MaskHead(nn.Module):
         self.conv_logits = nn.Conv2d(last, 1 if head.class_agnostic else class_count, 1)
 
     def features(self, rois: Tensor, previous: Tensor | None = None) -> Tensor:
-        """What `convs` give of regions (N, C, size, size), with the stage before's output of that size added."""
+        """What `convs` give of regions (N, C, size, size), the stage before's of that size added to them."""
         if self.conv_res is not None and previous is not None:
             rois = rois + self.conv_res(previous)
         for conv in self.convs:
