@@ -80,5 +80,5 @@ def test_rows_that_are_finite() -> None:
     scores = torch.tensor([[0.5], [0.5], [torch.nan], [0.1]])
     assert finite_rows("boxes", boxes, scores).tolist() == [True, False, False, True]
     assert finite_rows("boxes", boxes[:0], scores[:0]).tolist() == []
-    with pytest.raises(PredictionError, match="boxes: expected finite values, .* in all 2"):
+    with pytest.raises(PredictionError, match=r"boxes: expected finite values, .* in all 2"):
         finite_rows("boxes", boxes[1:3], scores[1:3])
