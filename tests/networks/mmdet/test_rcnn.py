@@ -202,13 +202,14 @@ def test_mmdetection_draws_the_same_masks(case: Case) -> None:
     with catch_warnings(action="ignore"):  # pycocotools is older than numpy 2
         expected = coco.decode(case.runs).transpose(2, 0, 1).astype(bool)
     masks, boxes = case.run.masks.numpy()[same], case.run.found.boxes.numpy()[same]
-    overlaps = []
+    overlaps, apart = [], []
     for row, (y, x, part) in zip(rows[same], paste_cells(masks, boxes, case.size_hw, "exact"), strict=True):
         whole = np.zeros(case.size_hw, bool)
         whole[y : y + part.shape[0], x : x + part.shape[1]] = part >= 0.5
         either = (whole | expected[row]).sum()
+        apart.append((whole ^ expected[row]).sum())
         overlaps.append((whole & expected[row]).sum() / either if either else 1.0)
-    assert min(overlaps) >= 0.985
+    assert max(apart) <= 4  # pixels, as between two of its own runs
     assert np.mean(overlaps) >= 0.999
 
 
