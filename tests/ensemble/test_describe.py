@@ -111,6 +111,7 @@ def test_a_manifest(tmp_path: Path) -> None:
         "channel_order = rgb (assumed)",
         "input_range = 0-1 (assumed)",
         "normalise = ()",
+        "pad_multiple = 32 (assumed)",
     ]
 
 

@@ -341,7 +341,7 @@ VIEWS = ["identity", "hflip", "rot90", "scale:1.2"]
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A manifest of a torchvision, a Detectron2 and two MMDetection networks, their classes in other orders."""
+    """A torchvision, a Detectron2 and two MMDetection networks, their classes in other orders."""
     folder = tmp_path_factory.mktemp("mixed")
     listing = import_checkpoint(write_detectron2(folder / "d2"), folder, name="detectron2").manifest
     for name, dialect, kind, order in (

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -216,15 +215,6 @@ def test_mmdetection_draws_the_same_masks(case: Case) -> None:
 # What the oracle sees.
 
 
-def with_own_mask_heads(values: Values) -> Values:
-    """A cascade has a mask head a stage, which a config may say once for all."""
-    values = deepcopy(values)
-    head = values["model"]["roi_head"]
-    if "num_stages" in head and isinstance(head["mask_head"], dict):
-        head["mask_head"] = [head["mask_head"]] * head["num_stages"]
-    return values
-
-
 def network_of(config: MmdetConfig, state: State) -> MmdetNetwork:
     spec = ModelSpec(name="a", file="a.pth", preprocessing=config.preprocessing, mmdet=config.parts)
     return build_mmdet(spec, dict(state), torch.float32)
@@ -252,7 +242,6 @@ def _state(text: str) -> State:
 
 def check(values: Values, folder: Path, *sizes: tuple[int, ...]) -> list[tuple[Run, Seen]]:
     """The package's network sees in each image what the oracle sees."""
-    values = with_own_mask_heads(values)
     state = _state(as_text(values))
     network = network_of(config_of(values, folder), state)
     pairs = []
