@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from detectron2_runs import write_run
 from kits import wheels_from_here
+from mmdet_runs import write_run as write_mmdet
 from places import ROOT, SAMPLES
 from safetensors.torch import load_file
 from shows import RULES, SIZE, Case, make_case, write_train
@@ -48,7 +49,16 @@ EXCUSED = {
 }
 """Commands that are not run, and why not."""
 
-SLOW = ("tune", "training", "torchrun", "build_dataset.py", "import", "fold0.pth fold1", "model_final")
+SLOW = (
+    "tune",
+    "training",
+    "torchrun",
+    "build_dataset.py",
+    "import",
+    "fold0.pth fold1",
+    "model_final",
+    "epoch_12",
+)
 """What a command says that takes long."""
 
 
@@ -179,7 +189,7 @@ def _texts(case: Case, image_id: str, rules: Rules) -> list[str]:
 
 
 def _write_weights(folder: Path) -> None:
-    """A manifest, one of a pair, bare checkpoints, and one as Detectron2 leaves it."""
+    """A manifest, one of a pair, bare checkpoints, and ones as Detectron2 and MMDetection leave them."""
     rules = {"per_class": {name: {"score": 0.05, "mask": 0.3} for name in COMPETITION_CLASSES}}
     manifest = write_tiny(folder, classes=list(COMPETITION_CLASSES), rules=rules)
     content = json.loads(manifest.read_text())
@@ -189,3 +199,4 @@ def _write_weights(folder: Path) -> None:
     torch.save(load_file(folder / "tiny.safetensors"), folder / "fold0.pth")
     (folder / "output").mkdir()
     write_run(folder / "output")
+    write_mmdet(folder / "work_dirs")

@@ -22,21 +22,23 @@ def import_parser() -> argparse.ArgumentParser:
         nargs="*",
         type=Path,
         metavar="FILE",
-        help="checkpoints, torchvision's or Detectron2's; FILE::ema is one network of several",
+        help="checkpoints of torchvision, Detectron2 or MMDetection; FILE::ema is one network of several",
     )
     add("--checkpoint", type=Path, metavar="FILE", help="the same, for one")
     add(
         "--config",
         type=Path,
-        metavar="YAML",
-        help="of one Detectron2 checkpoint, dumped whole or short; default: <checkpoint's name>.yaml or "
-        "config.yaml beside it",
+        metavar="FILE",
+        help="of one checkpoint: Detectron2's, dumped whole or short (default: <checkpoint's name>.yaml or "
+        "config.yaml beside it), or MMDetection's (default: the one inside, else <checkpoint's name>.py or "
+        "the only .py file beside it)",
     )
     add(
         "--classes",
         type=_names,
         metavar="A,B",
-        help="the network's own, in label order, without background (default for three: the competition's)",
+        help="the network's own, in label order, without background (default: those that the checkpoint "
+        "tells, else for three the competition's)",
     )
     add("--out", type=Path, required=True, metavar="DIR", help="for NAME.safetensors and the manifest")
     add("--name", help="of the entry and its file, for one checkpoint (default: the checkpoint's)")

@@ -25,6 +25,6 @@ def models_command(arguments: argparse.Namespace) -> int:
     from sartorius_infer.ensemble.weights import find_weights
 
     load_plugins(arguments)
-    weights = find_weights(arguments.weights)
+    weights = find_weights(arguments.weights, arguments.config)
     print(describe_weights(weights, lambda manifest: with_rules(arguments, manifest, weights.is_bare)[1]))
     return OK

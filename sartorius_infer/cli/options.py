@@ -33,6 +33,12 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         "file of several; default: the one that is included",
     )
     parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="of one Detectron2 (.yaml) or MMDetection (.py) checkpoint; default: one inside or beside it",
+    )
+    parser.add_argument(
         "--plugin",
         type=Path,
         action="append",

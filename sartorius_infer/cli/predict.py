@@ -43,7 +43,7 @@ Cell instance segmentation with an ensemble of Mask R-CNN checkpoints: images in
 
 The bare command predicts. Other jobs are subcommands, each with a --help of its own:
   predict  the same as the bare command
-  import   turn a training checkpoint, Detectron2's too, into safetensors and a manifest entry
+  import   turn training checkpoints, Detectron2's and MMDetection's too, into manifest entries
   models   describe a manifest or checkpoints: what was inferred, what is assumed
   check    re-read a submission and list everything wrong with it
   score    the competition's score of a submission, in total and in parts
@@ -330,7 +330,7 @@ def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
 
     load_plugins(arguments)
     views = parse_views(arguments.views)
-    weights = find_weights(arguments.weights)
+    weights = find_weights(arguments.weights, arguments.config)
     device = resolve_device(arguments.device, rank.local if rank.count > 1 else None)
     ensemble = load_for_runs(weights, device, arguments.precision)
     if rank.is_first and weights.is_bare:

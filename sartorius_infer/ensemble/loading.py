@@ -60,6 +60,7 @@ def load_ensemble(
     score: Mapping[str, float] | None = None,
     min_area: Mapping[str, int] | None = None,
     edge: EdgeMode | None = None,
+    config: str | Path | None = None,
 ) -> Ensemble:
     """The ensemble of a manifest, of one or more checkpoints, or, with nothing, the one that is included.
 
@@ -72,11 +73,12 @@ def load_ensemble(
     score      score thresholds of some classes, such as {"cort": 0.4}
     min_area   smallest areas of some classes, in pixels
     edge       "rule", "keep" or "drop" cells on the image border, instead of the manifest's rule
+    config     of one checkpoint that does not tell how it is used, by default one inside or beside it
 
     Every file's size and checksum is compared with the manifest before the first is loaded. Raises
     ManifestError, CheckpointError and DeviceError, and TypeError for weights that are no paths.
     """
-    found = find_weights(weights)
+    found = find_weights(weights, config)
     where = device if isinstance(device, torch.device) else resolve_device(device)
     return load_for_runs(found, where, precision).with_overrides(
         views, rules=rules, score=score, min_area=min_area, edge=edge
@@ -131,7 +133,7 @@ def open_checkpoints(weights: Weights) -> Iterator[Opened]:
             path = weights.plan.path(spec)
             yield _opened(path, spec, read_checkpoint(path, spec.state))
     for path, name in zip(weights.files, _names(weights.files), strict=True):
-        yield open_bare(path, name)
+        yield open_bare(path, name, weights.config)
 
 
 def _names(files: Sequence[Path]) -> list[str]:

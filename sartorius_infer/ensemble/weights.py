@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sartorius_infer.checkpoints.files import SUFFIXES, looks_like_a_checkpoint, named_network
@@ -22,11 +22,13 @@ class Weights:
 
     path   the manifest's own file
     files  the bare checkpoints, at least one; "FILE::ema" means one network of several in a file
+    config the file that says what the only one of them does not; None: one inside or beside it
     """
 
     plan: Plan | None = None
     path: Path | None = None
     files: tuple[Path, ...] = ()
+    config: Path | None = None
 
     @property
     def is_bare(self) -> bool:
@@ -60,15 +62,25 @@ def default_manifest() -> Path:
     raise ManifestError(f"no {MANIFEST_NAME} comes with this installation; name checkpoints by --weights")
 
 
-def find_weights(weights: Paths = ()) -> Weights:
+def find_weights(weights: Paths = (), config: str | Path | None = None) -> Weights:
     """What `weights` are: one manifest, one or more checkpoints, folders of them, or nothing: the included.
 
     A manifest in a folder goes before what else is there. Of a folder without one, every file that is a
     checkpoint by its content counts, whatever it is called; what is left out is said in a warning. After
-    "::" stands which network of a file, or of every file of a folder, is meant. Raises
-    ManifestError for a faulty manifest or several, CheckpointError for a folder without checkpoints, or a
-    file that is named twice.
+    "::" stands which network of a file, or of every file of a folder, is meant. `config` goes with one
+    checkpoint. Raises ManifestError for a faulty manifest or several, CheckpointError for a folder without
+    checkpoints, a file that is named twice, or a config with anything else than one checkpoint.
     """
+    found = _find(weights)
+    if config is None:
+        return found
+    if len(found.files) != 1:
+        what = "a manifest" if found.plan else f"{len(found.files)} checkpoints"
+        raise CheckpointError(f"{config}: expected one checkpoint to go with a config, found {what}")
+    return replace(found, config=Path(config))
+
+
+def _find(weights: Paths) -> Weights:
     paths = as_paths(weights, "weights")
     if not paths:
         return _of_manifest(default_manifest())
@@ -111,6 +123,6 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _say_left_out(folder: Path, names: Sequence[str]) -> None:
     """Configs go with a checkpoint of their own, so nobody misses them here."""
-    names = [name for name in names if not name.lower().endswith((".yaml", ".yml"))]
+    names = [name for name in names if not name.lower().endswith((".yaml", ".yml", ".py"))]
     if names:
         log.warning("%s: left out, being no checkpoints: %s", folder, some(names))

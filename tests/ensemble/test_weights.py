@@ -22,6 +22,16 @@ def files_of(*paths: Path) -> tuple[Path, ...]:
     return found.files
 
 
+def test_a_config_goes_with_one_checkpoint(tmp_path: Path) -> None:
+    a, b = saved(tmp_path / "a.pth"), saved(tmp_path / "b.pth")
+    assert find_weights(a, tmp_path / "c.py") == Weights(files=(a,), config=tmp_path / "c.py")
+    assert find_weights(a).config is None
+    for weights, said in (([a, b], "2 checkpoints"), ([], "a manifest")):
+        with pytest.raises(CheckpointError) as caught:
+            find_weights(weights, "c.py")
+        assert str(caught.value) == f"c.py: expected one checkpoint to go with a config, found {said}"
+
+
 def test_checkpoints_by_name_and_by_folder(tmp_path: Path) -> None:
     a, b = saved(tmp_path / "both" / "a.pth", {}), saved(tmp_path / "both" / "B.PT", {})
     (tmp_path / "both" / "deeper.pth").mkdir()

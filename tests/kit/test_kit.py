@@ -19,6 +19,8 @@ import pytest
 import torch
 from detectron2_factories import settings_and_state, write_network
 from kits import any_weights, contents, own_wheel, pack_quickly, read_json, wheels_from_here, write_wheel
+from mmdet_runs import HTC
+from mmdet_runs import write_run as write_mmdet
 from places import ROOT
 from safetensors.torch import load_file
 from tiny import tiny_model, write_image, write_tiny
@@ -177,6 +179,17 @@ def test_whole_weights_predict_the_same(manifest: Path, tmp_path: Path) -> None:
 def test_a_detectron2_network_is_packed_with_what_its_config_said(tmp_path: Path) -> None:
     checkpoint = write_network(tmp_path, *settings_and_state())
     source = import_checkpoint(checkpoint, tmp_path / "imported").manifest
+    one = predicted(source, tmp_path)
+    other = predicted(packed(source, tmp_path / "kit", store="float32").folder / MANIFEST_NAME, tmp_path)
+    assert len(one["boxes"]) > 0
+    for name, values in one.items():
+        np.testing.assert_array_equal(other[name], values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dialect", [2, 3])
+def test_an_mmdetection_network_is_packed_with_what_its_config_said(dialect: int, tmp_path: Path) -> None:
+    source = import_checkpoint(write_mmdet(tmp_path / "run", dialect, HTC), tmp_path / "imported").manifest
     one = predicted(source, tmp_path)
     other = predicted(packed(source, tmp_path / "kit", store="float32").folder / MANIFEST_NAME, tmp_path)
     assert len(one["boxes"]) > 0

@@ -43,14 +43,12 @@ class MmdetFamily(Family):
         return is_mmdet(state)
 
     def complete(self, spec: ModelSpec, checkpoint: Checkpoint, config: Path | None) -> ModelSpec:
-        """With everything that the config decides, and the names of its data set's classes."""
+        """With everything that the config decides, and the names of its data set's classes.
+
+        The classifier tells how many classes there are: scripts change `num_classes` in code.
+        """
         path = Path(spec.file)
         said, count = _config(path, checkpoint, config), foreground_classes(checkpoint.state, spec.file)
-        if said.class_count != count:
-            raise CheckpointError(
-                f"{config or path}: model.roi_head.bbox_head.num_classes: expected {count}, as {path.name} "
-                f"has, found {said.class_count}"
-            )
         names = _told_classes(checkpoint.meta) or said.classes
         update = {
             "architecture": ARCHITECTURE,
@@ -106,7 +104,7 @@ def _config(path: Path, checkpoint: Checkpoint, config: Path | None) -> MmdetCon
         raise CheckpointError(
             f"{path}: an MMDetection checkpoint without its config: expected it as meta.cfg or meta.config "
             f"inside, or {path.stem}.py or one .py file beside it, found none; cfg.dump() writes it, and "
-            "`sartorius_infer import --config FILE.py` takes one from anywhere"
+            "--config FILE.py names one that lies elsewhere"
         )
     return read_config(beside)
 

@@ -230,7 +230,6 @@ REFUSED: list[tuple[Values, str]] = [
         "bbox_head.cls_predictor_cfg.type = 'NormedLinear'",
     ),
     ({BOX + "roi_feat_size": 14}, "model.roi_head.bbox_head.roi_feat_size = 14 (expected 7)"),
-    ({BOX + "num_classes": 80}, "model.roi_head.mask_head.num_classes = 3 (expected 80)"),
     (
         {BOX + "type": "ConvFCBBoxHead", BOX + "num_shared_fcs": 1, BOX + "num_cls_convs": 1},
         "shared_fcs: expected none",

@@ -18,9 +18,11 @@ from warnings import catch_warnings
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from detectron2_factories import picture
 from mmdet_configs import ALL, SMALL, as_2x, as_text, with_model
-from mmdet_oracle import Seen, calibrated, see
+from mmdet_layers_oracle import Net
+from mmdet_oracle import Seen, calibrated, feature_maps, network_image, see
 from mmdet_runs import REFERENCE, config_of
 from numpy.typing import NDArray
 from PIL import Image
@@ -208,7 +210,7 @@ def test_mmdetection_draws_the_same_masks(case: Case) -> None:
         either = (whole | expected[row]).sum()
         apart.append((whole ^ expected[row]).sum())
         overlaps.append((whole & expected[row]).sum() / either if either else 1.0)
-    assert max(apart) <= 4  # pixels, as between two of its own runs
+    assert max(apart) <= 8  # pixels at a probability of a half
     assert np.mean(overlaps) >= 0.999
 
 
@@ -241,14 +243,19 @@ def _state(text: str) -> State:
 
 
 def check(values: Values, folder: Path, *sizes: tuple[int, ...]) -> list[tuple[Run, Seen]]:
-    """The package's network sees in each image what the oracle sees."""
+    """The package's network sees in each image what the oracle sees.
+
+    Behind random deformable convolutions the last bits of an image decide: there the oracle goes on from the
+    network's own maps, and `test_bodies_and_pyramids...` compares those in float64.
+    """
     state = _state(as_text(values))
     network = network_of(config_of(values, folder), state)
     pairs = []
     for size in sizes or (GRAY,):
         image = picture(size)
         (found,) = run(network, image)
-        seen = see(state, values, image)
+        deforms = "dcn" in values["model"]["backbone"]
+        seen = see(state, values, image, list(found.features.maps.values()) if deforms else None)
         check_one(found, seen)
         pairs.append((found, seen))
     return pairs
@@ -272,6 +279,20 @@ QUICK = ("ResNet", "caffe", "ResNet-18", "extra levels", "cascade", "HTC", "Swin
 @pytest.mark.parametrize("dialect", [3, pytest.param(2, marks=SLOW)])
 def test_every_kind_sees_what_the_oracle_sees(name: str, dialect: int, tmp_path: Path) -> None:
     check(ALL[name] if dialect == 3 else as_2x(ALL[name]), tmp_path, GRAY, COLOUR)
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=SLOW) for n in ALL])
+def test_bodies_and_pyramids_are_the_oracle_s_to_the_last_bits(name: str, tmp_path: Path) -> None:
+    state = _state(as_text(ALL[name]))
+    model = network_of(config_of(ALL[name], tmp_path), state).model.double()
+    image = network_image(picture((88, 120)), ALL[name]).double()
+    down, right = (-side % 32 for side in image.shape[1:])
+    doubles = {key: t.double() if t.is_floating_point() else t for key, t in state.items()}
+    expected = feature_maps(Net(doubles), ALL[name], image)
+    with torch.inference_mode():
+        found = model.neck(model.backbone(F.pad(image[None], (0, right, 0, down))))
+    for level, own in zip(found, expected, strict=True):
+        torch.testing.assert_close(level, own, rtol=1e-7, atol=1e-7 * float(own.abs().max()))
 
 
 def anchors(**changes: Any) -> Values:
