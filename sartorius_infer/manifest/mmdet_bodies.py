@@ -5,6 +5,7 @@ Names are of what they mean; `networks/mmdet/body_config` tells which of a confi
 
 from __future__ import annotations
 
+from math import floor
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -23,6 +24,11 @@ def _require_stages(stages: Stages, count: int, what: str) -> None:
         raise ValueError(f"{what}: expected stages of 0 to {count - 1} in order, found {stages}")
 
 
+def _require_divisor(what: str, divisor: int, channels: int) -> None:
+    if channels % divisor:
+        raise ValueError(f"{what}: expected a divisor of {channels} channels, found {divisor}")
+
+
 class Deformable(Settings):
     """Stages (from 0) whose 3 x 3 convolutions are deformable; modulated ones (v2) weigh their taps too."""
 
@@ -35,7 +41,7 @@ class _Residual(Settings):
     """What all residual bodies have: a stem, then stages of bottleneck or basic blocks."""
 
     base_channels: Count = Field(64, description="of the first stage's inner convolutions")
-    stem_channels: Count = 64
+    stem_channels: Annotated[int, Field(ge=2)] = 64
     stem_stride: Literal[1, 2] = Field(2, description="of the first convolution")
     strides: Counts = Field((1, 2, 2, 2), description="of each stage's first block")
     dilations: Counts = (1, 1, 1, 1)
@@ -56,7 +62,32 @@ class _Residual(Settings):
             _require_stages(self.deformable.stages, stages, "deformable.stages")
         if self.norm.kind not in ("frozen", "batch", "group"):
             raise ValueError(f"norm.kind: expected 'frozen', 'batch' or 'group', found {self.norm.kind!r}")
+        self._require_divisors()
         return self
+
+    def width(self, planes: int) -> int:
+        """Channels of a block's 3 x 3 convolution in a stage of so many inner channels."""
+        raise NotImplementedError
+
+    def _require_divisors(self) -> None:
+        stages = range(len(self.strides))
+        if self.norm.kind == "group":
+            for channels in self._normed():
+                _require_divisor("norm.groups", self.norm.groups, channels)
+        if self.deformable is not None:
+            for stage in set(self.deformable.stages) & set(stages):
+                channels = self.width(self.base_channels << stage)
+                _require_divisor("deformable.groups", self.deformable.groups, channels)
+
+    def _normed(self) -> list[int]:
+        """Channels of norms; those of others are multiples."""
+        return [self.stem_channels // 2, self.width(self.base_channels), self.base_channels * 4]
+
+
+def _grouped(body: MmdetResNet | MmdetResNeSt, planes: int) -> int:
+    if body.groups == 1:
+        return planes
+    return floor(planes * (body.base_width / body.base_channels)) * body.groups
 
 
 class MmdetResNet(_Residual):
@@ -78,6 +109,15 @@ class MmdetResNet(_Residual):
             raise ValueError("depth: expected groups 1 and no deformable with 18 and 34 layers")
         return self
 
+    def width(self, planes: int) -> int:
+        """As its base has it."""
+        return _grouped(self, planes)
+
+    def _normed(self) -> list[int]:
+        stem, _, outputs = super()._normed()
+        inner = self.width(self.base_channels)
+        return [stem if self.deep_stem else self.stem_channels, inner, outputs if self.depth >= 50 else inner]
+
 
 class MmdetRes2Net(_Residual):
     """A Res2Net: the 3 x 3 convolution is `scales` - 1 of them on parts of the channels, each fed the last.
@@ -90,6 +130,10 @@ class MmdetRes2Net(_Residual):
     scales: Annotated[int, Field(ge=2, le=32)] = 4
     base_width: Count = Field(26, description="channels of a part in the first stage")
 
+    def width(self, planes: int) -> int:
+        """Of each part."""
+        return floor(planes * (self.base_width / self.base_channels))
+
 
 class MmdetResNeSt(_Residual):
     """A ResNeSt: the 3 x 3 convolution is `radix` of them, weighed by split attention; else as ResNetV1d."""
@@ -100,6 +144,24 @@ class MmdetResNeSt(_Residual):
     base_width: Count = 4
     radix: Count = 2
     avg_down_stride: bool = Field(True, description="a 3 x 3 average after the attention halves")
+
+    def width(self, planes: int) -> int:
+        """As its base has it."""
+        return _grouped(self, planes)
+
+    def _require_divisors(self) -> None:
+        super()._require_divisors()
+        _require_divisor("radix", self.groups * self.radix, self.width(self.base_channels))
+        for hidden in self._hidden():
+            _require_divisor("groups", self.groups, hidden)
+
+    def _normed(self) -> list[int]:
+        return [*super()._normed(), *self._hidden()]
+
+    def _hidden(self) -> list[int]:
+        """Channels between the layers that weigh, in each stage."""
+        widths = (self.width(self.base_channels << stage) for stage in range(len(self.strides)))
+        return [max(width * self.radix // 4, 32) for width in widths]
 
 
 class MmdetSwin(Settings):

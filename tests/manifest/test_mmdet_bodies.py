@@ -72,6 +72,28 @@ def test_a_body_may_be_said_in_part(kind: str) -> None:
         ({"kind": "resnet", "deformable": {"stages": (4,)}}, "deformable.stages: expected stages of 0 to 3"),
         ({"kind": "resnet", "depth": 34, "groups": 2}, "depth: expected groups 1 and no deformable"),
         ({"kind": "resnet", "depth": 18, "deformable": {}}, "depth: expected groups 1 and no deformable"),
+        (
+            {"kind": "resnet", "norm": {"kind": "group", "groups": 48}},
+            "norm.groups: expected a divisor of 64",
+        ),
+        (
+            {"kind": "resnet", "deep_stem": True, "norm": {"kind": "group", "groups": 64}},
+            "norm.groups: expected a divisor of 32 channels, found 64",
+        ),
+        ({"kind": "res2net", "norm": {"kind": "group"}}, "norm.groups: expected a divisor of 26 channels"),
+        (
+            {"kind": "resnest", "groups": 2, "base_width": 32, "radix": 3, "deformable": {"groups": 5}},
+            "deformable.groups: expected a divisor of 128 channels, found 5",
+        ),
+        ({"kind": "resnest", "radix": 3}, "radix: expected a divisor of 64 channels, found 3"),
+        (
+            {"kind": "resnest", "groups": 3, "base_width": 2},
+            "groups: expected a divisor of 32 channels, found 3",
+        ),
+        (
+            {"kind": "resnest", "norm": {"kind": "group", "groups": 32}, "base_channels": 96, "radix": 3},
+            "norm.groups: expected a divisor of 72 channels, found 32",
+        ),
         ({"kind": "swin", "heads": (3, 6)}, "depths: expected up to 6 and as many heads, found 4 and 2"),
         ({"kind": "swin", "heads": (3, 6, 12, 7)}, "heads: expected a divisor of 768 in stage 3, found 7"),
         ({"kind": "swin", "out_indices": (4,)}, "out_indices: expected stages of 0 to 3 in order"),
@@ -83,3 +105,17 @@ def test_what_contradicts_itself_is_named(said: dict[str, Any], complaint: str) 
     with pytest.raises(ValidationError) as caught:
         ADAPTER.validate_python(said)
     assert caught.value.errors()[0]["msg"].startswith(f"Value error, {complaint}")
+
+
+@pytest.mark.parametrize(
+    ("said", "widths"),
+    [
+        ({"kind": "resnet", "base_width": 8}, (64, 512)),
+        ({"kind": "resnet", "depth": 101, "groups": 64}, (256, 2048)),
+        ({"kind": "res2net", "base_width": 14}, (14, 112)),
+        ({"kind": "resnest", "groups": 2, "base_width": 40}, (80, 640)),
+    ],
+)
+def test_widths_of_3_x_3_convolutions(said: dict[str, Any], widths: tuple[int, int]) -> None:
+    body: Any = ADAPTER.validate_python(said)
+    assert (body.width(64), body.width(512)) == widths

@@ -313,6 +313,7 @@ _TYPES: dict[str, type[_Body]] = {
 }
 _KEYS_OF = {
     "norm.groups": "norm_cfg.num_groups",
+    "deformable.groups": "dcn.deform_groups",
     "deformable.stages": "stage_with_dcn",
     "heads": "num_heads",
 }

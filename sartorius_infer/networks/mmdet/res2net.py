@@ -6,8 +6,6 @@ and the shortcuts that average are those of its "v1b".
 
 from __future__ import annotations
 
-from math import floor
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -35,7 +33,7 @@ class Bottle2neck(ResidualBlock):
 
     def __init__(self, body: MmdetRes2Net, place: Place, downsample: nn.Module | None) -> None:
         super().__init__(body.norm, downsample)
-        self.width = floor(place.planes * (body.base_width / body.base_channels))
+        self.width = body.width(place.planes)
         self.first = place.first
         stride, inner = strides(body, place)
         self.add(1, nn.Conv2d(place.inputs, self.width * body.scales, 1, stride, bias=False))

@@ -17,7 +17,6 @@ from sartorius_infer.networks.mmdet.resnet import (
     ResidualBlock,
     ResidualBody,
     conv3x3,
-    inner_width,
     strides,
 )
 from sartorius_infer.networks.split_attention import SplitAttention
@@ -28,7 +27,7 @@ class AttentiveBottleneck(ResidualBlock):
 
     def __init__(self, body: MmdetResNeSt, place: Place, downsample: nn.Module | None) -> None:
         super().__init__(body.norm, downsample)
-        width = inner_width(body, place.planes)
+        width = body.width(place.planes)
         first, second = strides(body, place)
         averages = body.avg_down_stride and second > 1
         conv = conv3x3(width, width * body.radix, place, 1 if averages else second, body.groups * body.radix)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from math import floor
 from operator import mul
 from typing import Any, cast
 
@@ -107,7 +106,7 @@ class Bottleneck(ResidualBlock):
 
     def __init__(self, body: MmdetResNet, place: Place, downsample: nn.Module | None) -> None:
         super().__init__(body.norm, downsample)
-        width = inner_width(body, place.planes)
+        width = body.width(place.planes)
         first, second = strides(body, place)
         self.add(1, nn.Conv2d(place.inputs, width, 1, first, bias=False))
         self.add(2, conv3x3(width, width, place, second, body.groups))
@@ -120,13 +119,6 @@ class Bottleneck(ResidualBlock):
 
 EXPANSION = 4
 """Outputs of a bottleneck block for each of its stage's inner channels."""
-
-
-def inner_width(body: MmdetResNet | MmdetResNeSt, planes: int) -> int:
-    """Channels of a bottleneck block's 3 x 3 convolution."""
-    if body.groups == 1:
-        return planes
-    return floor(planes * (body.base_width / body.base_channels)) * body.groups
 
 
 def strides(body: MmdetResNet | MmdetRes2Net | MmdetResNeSt, place: Place) -> tuple[int, int]:

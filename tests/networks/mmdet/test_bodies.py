@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mmdet_bodies import images
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from sartorius_infer.manifest.mmdet_bodies import MmdetBody
 from sartorius_infer.networks.mmdet.bodies import current_key, make_body
@@ -26,8 +28,8 @@ ADAPTER: TypeAdapter[MmdetBody] = TypeAdapter(MmdetBody)
 
 
 def body_of(name: str, **more: Any) -> MmdetBody:
-    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in (BODIES[name] | more).items()}
-    return ADAPTER.validate_python(settings)
+    said = {key: tuple(v) if isinstance(v, list) else v for key, v in (BODIES[name] | more).items()}
+    return ADAPTER.validate_python(said)
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -60,6 +62,43 @@ def test_maps_in_use_are_those_of_all(name: str, indices: tuple[int, ...]) -> No
     assert all(torch.equal(level, expected[i]) for level, i in zip(found, indices, strict=True))
     assert some.channels == tuple(whole.channels[i] for i in indices)
     assert some.strides == tuple((4, 8, 16, 32)[i] for i in indices)
+
+
+WIDTHS = st.sampled_from((2, 4, 6, 8, 12, 32, 48))
+FEW = st.integers(1, 4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    kind=st.sampled_from(("resnet", "res2net", "resnest")),
+    widths=st.fixed_dictionaries({"base_channels": WIDTHS, "stem_channels": WIDTHS, "base_width": WIDTHS}),
+    of_kind=st.fixed_dictionaries({"groups": FEW, "radix": FEW, "scales": st.integers(2, 4)}),
+    norm_groups=st.none() | WIDTHS,
+    deformable_groups=st.none() | FEW,
+)
+def test_what_settings_allow_can_be_built(
+    kind: str,
+    widths: dict[str, int],
+    of_kind: dict[str, int],
+    norm_groups: int | None,
+    deformable_groups: int | None,
+) -> None:
+    """No width is left for torch to refuse."""
+    names = {"resnet": ("groups",), "res2net": ("scales",), "resnest": ("groups", "radix")}[kind]
+    said: dict[str, Any] = {"kind": kind, **widths, **{name: of_kind[name] for name in names}}
+    said |= {"strides": (1, 2), "dilations": (1, 1), "out_indices": (0, 1)}
+    if norm_groups is not None:
+        said["norm"] = {"kind": "group", "groups": norm_groups}
+    if deformable_groups is not None:
+        said["deformable"] = {"groups": deformable_groups, "stages": (1,)}
+    try:
+        body = ADAPTER.validate_python(said)
+    except ValidationError:
+        return
+    module = make_body(body).eval()
+    with torch.inference_mode():
+        maps = module(torch.zeros((1, 3, 16, 16)))
+    assert [level.shape[1] for level in maps] == list(module.channels)
 
 
 def test_what_moves_taps_had_a_name_beside_the_convolutions() -> None:

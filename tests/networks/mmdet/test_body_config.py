@@ -227,6 +227,8 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
      "depth = 18 (expected groups 1 and no deformable with 18 and 34 layers)"),
     (RESNET, {"dcn": {"type": "DCN"}, "stage_with_dcn": [False, False, False, False, True]},
      "stage_with_dcn = [False, False, False, False, True] (expected stages of 0 to 3 in order"),
+    (RESNET, {"dcn": {"type": "DCN", "deform_groups": 3}, "stage_with_dcn": [False, True, True, True]},
+     "dcn.deform_groups = 3 (expected a divisor of 128 channels, found 3)"),
     (RESNET, {"num_stages": 3}, "strides = None (expected 3, as num_stages says)"),
     (RESNET, {"num_stages": 5}, "num_stages = 5 (expected less than or equal to 4)"),
     (RESNET, {"dilations": [1, 1]}, "dilations = [1, 1] (expected 4, as num_stages says)"),
