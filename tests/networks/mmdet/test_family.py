@@ -31,7 +31,7 @@ from mmdet_runs import (
 from safetensors.torch import load_file
 from tiny import PARTS as TINY
 from tiny import tiny_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from sartorius_infer.checkpoints.reading import read_checkpoint
 from sartorius_infer.cli.main import main
@@ -421,3 +421,17 @@ def test_all_families_together_under_every_rule(mixed: Path) -> None:
         if chosen.consensus != "off":
             assert len(set(cells.labels.tolist())) == 1
     assert len({cells.label_map.tobytes() for cells in found}) > len(RULES) / 2
+
+
+@pytest.mark.parametrize("kind", [{}, CASCADE, HTC], ids=["mask", "cascade", "htc"])
+def test_faster_arithmetic_sees_nearly_the_same(kind: dict[str, Any], tmp_path: Path) -> None:
+    ensemble = load_ensemble(write_run(tmp_path, 3, kind), CPU)
+    before = seen(ensemble)
+    norms = [m for m in ensemble.members[0].network.modules() if isinstance(m, nn.BatchNorm2d)]  # type: ignore[attr-defined]
+    ensemble.quicken()
+    left = [m for m in ensemble.members[0].network.modules() if isinstance(m, nn.BatchNorm2d)]  # type: ignore[attr-defined]
+    assert len(norms) > 10
+    assert not left
+    after = seen(ensemble)
+    assert len(after) == len(before)
+    np.testing.assert_allclose(np.sort(after.scores), np.sort(before.scores), rtol=0, atol=1e-3)
