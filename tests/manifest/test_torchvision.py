@@ -121,7 +121,7 @@ BOUNDS: list[tuple[str, Any]] = [
     ("rpn.pre_nms_top_n", 1000.0),
     ("fpn.channels", 0),
     ("fpn.extra", "p6p7"),
-    ("fpn.norm.kind", "layer"),
+    ("fpn.norm.kind", "instance"),
     ("fpn.norm.eps", -1e-9),
     ("body_norm.groups", 0),
     ("body", "resnet51"),
