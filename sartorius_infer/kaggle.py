@@ -62,6 +62,15 @@ class Outcome:
         bar = "!" * 78
         return "\n".join([*lines, bar, "!! SOMETHING WENT WRONG", *(f"!! {p}" for p in self.problems), bar])
 
+    @property
+    def next_step(self) -> str:
+        """What to do next, in one line."""
+        if self.problems:
+            return "see above what went wrong, mend it, run all again"
+        if not any(self.cells.values()):
+            return "no image has a cell: try lower thresholds in the settings, run all again"
+        return "Save Version (Save & Run All), then Submit to Competition on that version's page"
+
 
 def predict(
     kit: Path,

@@ -363,6 +363,24 @@ def test_an_outcome_names_a_few_blank_images(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("cells", "problems", "said"),
+    [
+        ({"a": 3, "b": 0}, (), "then Submit to Competition"),
+        ({"a": 0, "b": 0}, (), "try lower thresholds"),
+        ({"a": 3}, ("line 2: a: overlap",), "see above what went wrong"),
+        ({"a": 0}, ("the run did not end",), "see above what went wrong"),
+        ({}, (), "try lower thresholds"),
+    ],
+)
+def test_an_outcome_tells_what_to_do_next(
+    cells: dict[str, int], problems: tuple[str, ...], said: str
+) -> None:
+    step = Outcome(Path("s.csv"), cells, problems).next_step
+    assert said in step
+    assert "\n" not in step
+
+
 def test_gpus_count_if_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three pretended cards, the second without kernels."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

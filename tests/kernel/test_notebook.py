@@ -15,6 +15,8 @@ from typing import Any
 import nbformat
 import pytest
 from kits import own_wheel, pack_quickly, read_json, wheels_from_here
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from places import ROOT
 from tiny import write_image, write_tiny
 
@@ -151,6 +153,25 @@ def test_without_a_kit_the_submission_is_blank_and_that_is_loud(tmp_path: Path) 
     assert (tmp_path / "working" / "submission.csv").read_text() == BLANK
     assert "3 images of " in printed
     assert f"{'!' * 78}\nSOMETHING WENT WRONG: the submission may be blank\n{'!' * 78}" in printed
+    assert printed.endswith("\nnext: see above what went wrong, mend it, run all again\n")
+
+
+def test_without_the_competition_there_is_one_line_and_nothing_more(tmp_path: Path) -> None:
+    """In a real kernel: the first cell that looks ends the run, and no traceback buries what it says."""
+    (tmp_path / "input" / "sartorius-kit").mkdir(parents=True)
+    notebook: Any = nbformat.reads(NOTEBOOK.read_text(), as_version=4)  # type: ignore[no-untyped-call]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell, source in zip(code, sources(tmp_path / "input"), strict=True):
+        cell.source = source
+    client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
+    with pytest.raises(CellExecutionError, match="No competition is attached"):
+        client.execute()
+    (shown,) = code[1].outputs
+    assert [len(cell.outputs) for cell in code] == [0, 1, 0, 0, 0, 0]
+    (line,) = shown["traceback"]
+    assert line.startswith("No competition is attached: Add Input, ")
+    assert "\n" not in line
+    assert not (tmp_path / "submission.csv").exists()
 
 
 @pytest.mark.slow
@@ -161,6 +182,8 @@ def test_with_a_good_kit_there_are_cells_and_no_complaint(kit: Path, tmp_path: P
     assert "installed ensemble_boxes, sartorius_infer after" in printed
     assert f"submission.csv: 3 images, {cells(tmp_path / 'working')} cells\n" in printed
     assert "submission.csv: no problems" in printed
+    assert "CompletedProcess" not in printed
+    assert printed.splitlines()[-1].startswith("next: Save Version (Save & Run All), then ")
     assert "Traceback" not in printed
     assert "WRONG" not in printed
     assert (tmp_path / "site" / "sartorius_infer" / "kaggle.py").is_file()
@@ -175,6 +198,7 @@ def test_settings_are_handed_to_the_command(tmp_path: Path, kit: Path) -> None:
     few = run(tmp_path / "input", tmp_path / "b" / "working", '"--score": "a=1,b=1,c=1", "--edge": "drop",')
     assert cells(tmp_path / "b" / "working") == 0 < cells(tmp_path / "a" / "working")
     assert "SOMETHING WENT WRONG" not in few
+    assert few.endswith("\nnext: no image has a cell: try lower thresholds in the settings, run all again\n")
     bad = run(tmp_path / "input", tmp_path / "c" / "working", '"--score": "a",')
     assert "the options --score a were refused; see the output above" in bad
 
