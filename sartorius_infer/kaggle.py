@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -10,7 +11,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +22,12 @@ from sartorius_infer.cells.instances import Instances
 from sartorius_infer.cells.rle import decode_label_map
 from sartorius_infer.competition import INPUT, find_competition
 from sartorius_infer.ensemble.weights import find_weights
-from sartorius_infer.errors import SartoriusError, first_line
-from sartorius_infer.files import Paths
+from sartorius_infer.errors import ManifestError, SartoriusError, first_line, some
+from sartorius_infer.files import Paths, atomic_file
 from sartorius_infer.images.find import find_images
 from sartorius_infer.images.read import image_size, read_image
 from sartorius_infer.manifest.manifest import MANIFEST_NAME
+from sartorius_infer.manifest.overrides import override_rules, read_rules
 from sartorius_infer.output.check import check_submission
 from sartorius_infer.output.render import overlay
 from sartorius_infer.output.render import png as png
@@ -77,30 +82,44 @@ def predict(
     submission: Path = Path("submission.csv"),
     *,
     hours: float = 8.5,
+    rules: str | Path | Mapping[str, Any] | None = None,
     options: Sequence[str] = (),
     root: Path = INPUT,
 ) -> Outcome:
     """Write a submission for the mounted competition with the networks of a kit, on every GPU there is.
 
-    hours: views and networks are dropped where the run would take longer. options: more of the
-    command line's, `--weights` instead of the kit's too. What fails is tried once more by one process,
-    going on from what is finished; then rows that are missing or invalid are left blank. Raises
-    SartoriusError where no competition is mounted.
+    hours: views and networks are dropped where the run would take longer. rules: instead of the
+    manifest's, as `rules_file` takes them. options: more of the command line's, `--weights` instead of
+    the kit's too. What fails is tried once more by one process, going on from what is finished; then
+    rows that are missing or invalid are left blank. Rules that are refused leave all of them blank.
+    Raises SartoriusError where no competition is mounted.
     """
     end = time.monotonic() + hours * 3600
     found = find_competition(root)
     if found is None:
         raise SartoriusError(f"{root}: expected sample_submission.csv beside test/, found neither")
     images, sample = found
-    words = [
-        "--weights",
-        str(kit / MANIFEST_NAME),
-        "--images",
-        str(images),
-        "--sample-submission",
-        str(sample),
-    ]
+    weights = _weights(kit, options)
+    words = ["--weights", str(weights), "--images", str(images), "--sample-submission", str(sample)]
     words += ["--out", str(submission), "--resume", *options]
+    try:
+        if rules is not None:
+            words += ["--rules", str(_checked(rules_file(rules, submission, root), weights))]
+        problems = _run_twice(words, end, submission)
+    except SartoriusError as error:
+        problems = [str(error)]
+    problems += mend(submission, images, sample)
+    return Outcome(submission, _count(submission), tuple(problems))
+
+
+def _weights(kit: Path, options: Sequence[str]) -> Path:
+    """What the run loads: the kit's manifest, unless the options name others."""
+    named = dict(pairwise(options)).get("--weights")
+    return Path(named) if named else kit / MANIFEST_NAME
+
+
+def _run_twice(words: Sequence[str], end: float, submission: Path) -> list[str]:
+    """Run the command on every GPU, and once more by one process where that fails; what went wrong."""
     problems = []
     for processes in (max(1, gpu_count()), 1):
         left = int(end - time.monotonic())
@@ -108,15 +127,61 @@ def predict(
         if code in (0, 3):
             break
         if code == 2:  # which trying again would not change
-            problems.append(f"the options {' '.join(options)} were refused; see the output above")
+            given = " ".join(words[words.index("--resume") + 1 :])
+            problems.append(f"the options {given} were refused; see the output above")
             break
         problems.append(f"{processes} process(es) ended with code {code}; see the output above")
     else:
         problems.append(_salvage(submission))
     if code == 3:
         problems.append("some images failed and are blank; see the output above")
-    problems += mend(submission, images, sample)
-    return Outcome(submission, _count(submission), tuple(problems))
+    return problems
+
+
+def rules_file(rules: str | Path | Mapping[str, Any], submission: Path, root: Path = INPUT) -> Path:
+    """The file for `--rules` of what a notebook's settings say.
+
+    A mapping, like the manifest's `rules`, is written beside the submission. Else it is a file: by its
+    path, or by its name or the end of its path in any dataset that is attached, which is mounted in a
+    place that Kaggle chooses. Raises ManifestError unless there is one such file.
+    """
+    if isinstance(rules, Mapping):
+        try:
+            text = json.dumps(rules, indent=1)
+        except (TypeError, ValueError) as error:
+            raise ManifestError(f"RULES: expected what JSON can hold, found {error}") from None
+        written = submission.with_suffix(".rules.json")
+        with atomic_file(written, "w") as file:
+            file.write(text + "\n")
+        return written
+    return Path(rules) if Path(rules).is_file() else _mounted(Path(rules), root)
+
+
+def _mounted(name: Path, root: Path) -> Path:
+    """The one file below `root` whose path ends in `name`; raises ManifestError where it is not one."""
+    parts = name.parts
+    found = [
+        path for path in sorted(root.rglob(escape(name.name or "*"))) if path.parts[-len(parts) :] == parts
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ManifestError(
+            f"RULES: expected one {name} in attached datasets, found {some(found)}; write more of the path"
+        )
+    raise ManifestError(
+        f"RULES: expected {name} in an attached dataset, found none; is its dataset attached (Add Input)?"
+    )
+
+
+def _checked(file: Path, weights: Path) -> Path:
+    """The file, where its rules are sound and of the manifest's classes; raises ManifestError."""
+    plan = find_weights(weights).plan
+    if plan is None:  # checkpoints alone: the command learns their classes
+        read_rules(file)
+    else:
+        override_rules(plan.manifest.rules, plan.manifest.classes, file=file)
+    return file
 
 
 def gpu_count() -> int:

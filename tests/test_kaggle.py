@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -155,6 +156,86 @@ def test_options_that_are_refused_are_not_tried_twice(
     outcome = predict(kit, tmp_path / "s.csv", options=["--score", "cort"], root=tmp_path / "input")
     assert asked == [1]
     assert "the options --score cort were refused; see the output above" in loud(outcome)
+
+
+STRICT = {"per_class": {name: {"score": 1.0} for name in "abc"}}
+
+
+@pytest.mark.usefixtures("here")
+def test_rules_of_the_settings_are_written_beside_the_submission(
+    kit: Path, mounted: Path, tmp_path: Path
+) -> None:
+    loose = predict(kit, tmp_path / "a.csv", root=tmp_path / "input")
+    strict = predict(kit, tmp_path / "b.csv", rules=STRICT, root=tmp_path / "input")
+    assert sum(strict.cells.values()) == 0 < sum(loose.cells.values())
+    assert strict.problems == ()
+    assert json.loads((tmp_path / "b.rules.json").read_text()) == STRICT
+    assert not (tmp_path / "a.rules.json").exists()
+    assert_valid(strict.submission, mounted)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("place", "name", "as_manifest"),
+    [
+        ("my-rules", "rules.json", False),
+        ("datasets/someone/my-rules", "my-rules/rules.json", False),
+        ("my-rules", "{path}", True),
+    ],
+)
+def test_rules_of_another_dataset_leave_the_weights_where_they_are(
+    kit: Path, mounted: Path, tmp_path: Path, place: str, name: str, as_manifest: bool
+) -> None:
+    path = tmp_path / "input" / place / "rules.json"
+    path.parent.mkdir(parents=True)
+    manifest = json.loads((kit / "weights_manifest.json").read_text())
+    path.write_text(json.dumps(manifest | {"rules": STRICT} if as_manifest else STRICT))
+    before = path.read_bytes()
+    outcome = predict(kit, rules=name.format(path=path), root=tmp_path / "input")
+    assert (outcome.problems, sum(outcome.cells.values())) == ((), 0)
+    assert path.read_bytes() == before
+    assert_valid(tmp_path / outcome.submission, mounted)
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ({"per_class": {"a": {"score": 2}}}, "s.rules.json: $.per_class.a.score: "),
+        ({"per_klass": {}}, "s.rules.json: $.per_klass: "),
+        ({"per_class": {"cort": {"score": 0.4}}}, "s.rules.json: cort: expected one of the classes a, b, c"),
+        ({"consensus": {1, 2}}, "RULES: expected what JSON can hold, found Object of type set "),
+        ("rules.json", "RULES: expected rules.json in an attached dataset, found none; is its dataset "),
+        ("", "RULES: expected . in an attached dataset, found none"),
+        ("/none/rules.json", "RULES: expected /none/rules.json in an attached dataset, found none"),
+        ("twice.json", "RULES: expected one twice.json in attached datasets, found "),
+        ("one/twice.json", "one/twice.json: expected JSON, found "),
+    ],
+)
+def test_rules_that_are_refused_are_told_in_one_line_and_nothing_runs(
+    rules: Any, said: str, kit: Path, mounted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = run_as(monkeypatch)
+    for name in ("one", "two"):
+        (tmp_path / "input" / name).mkdir()
+        (tmp_path / "input" / name / "twice.json").write_text("{")
+    (tmp_path / "s.csv").write_text("id,predicted\nc,\na,\nb,\n")
+    outcome = predict(kit, tmp_path / "s.csv", rules=rules, root=tmp_path / "input")
+    assert asked == []
+    assert said in loud(outcome)
+    assert "\n" not in loud(outcome)
+    assert sum(outcome.cells.values()) == 0
+    assert_valid(outcome.submission, mounted)
+
+
+@pytest.mark.usefixtures("here")
+def test_rules_are_held_against_the_weights_that_run(kit: Path, mounted: Path, tmp_path: Path) -> None:
+    other = write_tiny(tmp_path / "input" / "other", classes=["x", "y", "z"], rules={})
+    words = {"options": ["--weights", str(other)], "root": tmp_path / "input"}
+    good = predict(kit, tmp_path / "s.csv", rules={"per_class": {"x": {"score": 1}}}, **words)  # type: ignore[arg-type]
+    assert good.problems == ()
+    bad = predict(kit, tmp_path / "s.csv", rules=STRICT, **words)  # type: ignore[arg-type]
+    assert "s.rules.json: a: expected one of the classes x, y, z" in loud(bad)
+    assert_valid(bad.submission, mounted)
 
 
 def test_no_competition_is_an_error(kit: Path, tmp_path: Path) -> None:

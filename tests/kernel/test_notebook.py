@@ -75,10 +75,11 @@ def mount(inputs: Path, layout: str, kit: Path | None) -> Path:
     return folder
 
 
-def run(inputs: Path, working: Path, options: str = "") -> str:
-    """What the notebook prints, with options set; its wheels are installed into a folder of their own."""
+def run(inputs: Path, working: Path, options: str = "", rules: str = "None") -> str:
+    """What the notebook prints with these settings; its wheels are installed into a folder of their own."""
     settings, *rest = sources(inputs)
-    settings = settings.replace("OPTIONS = {", f"OPTIONS = {{{options}")
+    settings = settings.replace("\nOPTIONS = {", f"\nOPTIONS = {{{options}")
+    settings = settings.replace("\nRULES = None", f"\nRULES = {rules}")
     site = working.parent / "site"
     for folder in (working, site):
         folder.mkdir(parents=True)
@@ -199,6 +200,11 @@ def test_settings_are_handed_to_the_command(tmp_path: Path, kit: Path) -> None:
     assert cells(tmp_path / "b" / "working") == 0 < cells(tmp_path / "a" / "working")
     assert "SOMETHING WENT WRONG" not in few
     assert few.endswith("\nnext: no image has a cell: try lower thresholds in the settings, run all again\n")
+    (tmp_path / "input" / "my-rules").mkdir()
+    (tmp_path / "input" / "my-rules" / "rules.json").write_text('{"per_class": {"a": {"score": 1}}}')
+    some = run(tmp_path / "input", tmp_path / "d" / "working", rules='"my-rules/rules.json"')
+    assert 0 < cells(tmp_path / "d" / "working") < cells(tmp_path / "a" / "working")
+    assert "from --rules rules.json" in some
     bad = run(tmp_path / "input", tmp_path / "c" / "working", '"--score": "a",')
     assert "the options --score a were refused; see the output above" in bad
 
