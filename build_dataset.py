@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from kernel import simulate
 from kit import costs, dataset
 from kit.errors import KitError
 from kit.notebook import require_apart, write_kernel
@@ -41,7 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python build_dataset.py",
         description=__doc__,
-        epilog="exit codes: 0 all well, 1 bad input, or the dataset or its run is over a limit, 2 usage",
+        epilog="exit codes: 0 all well, 1 bad input, or the dataset or its run is over a limit, "
+        "or the proof failed, 2 usage",
     )
     add = parser.add_argument
     add("--manifest", type=Path, default=Path("weights_manifest.json"), help="default: %(default)s")
@@ -59,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--wheels", type=Path, metavar="DIR", help="take missing wheels from here instead of pip's index")
     add("--limit-gb", type=float, default=20.0, metavar="G", help="of storage (default: %(default)g)")
     add("--kernel-out", type=Path, metavar="DIR", help="also write the notebook, with the ids filled in")
+    add(
+        "--prove",
+        action="store_true",
+        help="run the notebook on the dataset as Kaggle would: offline, read-only, with Kaggle's packages",
+    )
     add("--test-images", type=_count, default=240, metavar="N", help="for the hours (default: %(default)s)")
     add("--calibrate", type=Path, metavar="IMAGES", help="measure the run time on a few images, here")
     add("--device", default="auto", help="to calibrate on: auto, cpu, cuda (default: %(default)s)")
@@ -87,6 +94,7 @@ def _build(arguments: argparse.Namespace) -> int:
     slug = arguments.id.partition("/")[2]
     metadata = dataset.Metadata(arguments.id, arguments.title or slug, arguments.licence)
     manifest = load_manifest(arguments.manifest).manifest
+    python = simulate.prepare() if arguments.prove else None
     calibration = _calibration(arguments, manifest)
     before = _score(arguments, arguments.manifest)
     built = dataset.build(
@@ -109,8 +117,10 @@ def _build(arguments: argparse.Namespace) -> int:
         fits &= _report_time(arguments, calibration, weights)
     if arguments.kernel_out:
         write_kernel(arguments.kernel_out, arguments.id)
+    faults = simulate.prove(arguments.out, arguments.id, python) if python else []
+    print(*faults, sep="\n", end="\n" * bool(faults))
     _say_next(arguments)
-    return OK if fits else BAD_INPUT
+    return OK if fits and not faults else BAD_INPUT
 
 
 def _say_next(arguments: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@
 
 The virtual environment holds what Kaggle's image has and nothing of this project; versions are the
 nearest that pip finds. Prints seconds and bytes, and fails where a submission is not what it should be.
+`build_dataset.py --prove` runs any one dataset so.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 
-from kit.dataset import Built, Metadata, build
+from kit.dataset import Metadata, build
+from kit.errors import KitError
 from kit.notebook import NOTEBOOK, write_kernel
 from kit.wheels import ROOT, read_image
 from sartorius_infer.images.find import find_images
@@ -30,16 +34,19 @@ from sartorius_infer.images.read import read_image as read_pixels
 from sartorius_infer.output.check import check_submission
 from sartorius_infer.output.submission import read_submission
 
-OWNER, SLUG, COMPETITION = "someone", "sartorius-infer-kit", "sartorius-cell-instance-segmentation"
+DATASET, COMPETITION = "someone/sartorius-infer-kit", "sartorius-cell-instance-segmentation"
+SLUG = DATASET.partition("/")[2]
 LAYOUTS = {
     "flat": (SLUG, COMPETITION),
-    "by kind": (f"datasets/{OWNER}/{SLUG}", f"competitions/{COMPETITION}"),
+    "by kind": (f"datasets/{DATASET}", f"competitions/{COMPETITION}"),
     "mixed": (SLUG, f"competitions/{COMPETITION}"),
 }
+ENVIRONMENT = ROOT / ".venv-kaggle"
+JAIL = ("unshare", "--user", "--map-root-user", "--mount", "--net")
 EXECUTE = """\
 import nbclient, nbformat
 notebook = nbformat.read("notebook.ipynb", as_version=4)
-nbclient.NotebookClient(notebook, timeout=1800, kernel_name="python3").execute()
+nbclient.NotebookClient(notebook, timeout=9 * 3600, kernel_name="python3").execute()
 nbformat.write(notebook, "executed.ipynb")
 """
 
@@ -50,7 +57,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--python", help="for the virtual environment (default: 3.12, else this one)")
-    parser.add_argument("--venv", type=Path, default=ROOT / ".venv-kaggle")
+    parser.add_argument("--venv", type=Path, default=ENVIRONMENT)
     parser.add_argument("--work", type=Path, default=ROOT / "dist" / "simulation")
     arguments = parser.parse_args()
     python = make_environment(arguments.venv, arguments.python or _kaggle_python())
@@ -59,18 +66,49 @@ def main() -> int:
     built = build(
         ROOT / "weights_manifest.json",
         arguments.work / "dataset",
-        Metadata(f"{OWNER}/{SLUG}", "sartorius infer kit", "other"),
+        Metadata(DATASET, "sartorius infer kit", "other"),
         read_image(),
     )
-    write_kernel(arguments.work / "kernel", f"{OWNER}/{SLUG}")
+    write_kernel(arguments.work / "kernel", DATASET)
     competition = make_competition(arguments.work / "competition")
     print(f"dataset {built.bytes:,} bytes")
     faults = []
     for layout in LAYOUTS:
-        faults += run_layout(layout, arguments.work, python, built, competition)
-    faults += run_broken(arguments.work, python, built, competition)
+        faults += run_layout(layout, arguments.work, python, built.folder, competition)
+    faults += run_broken(arguments.work, python, built.folder, competition)
     print("\n".join(faults) or "every run ended with a valid submission")
     return 1 if faults else 0
+
+
+def prepare() -> Path:
+    """The interpreter of a virtual environment with the packages of Kaggle's image, for `prove`.
+
+    Made where it is missing, which needs pip's index. Raises KitError where it cannot be made, or this
+    machine has no namespaces to run it in.
+    """
+    try:
+        subprocess.run([*JAIL, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise KitError("--prove: expected Linux with `unshare` and user namespaces, found none") from None
+    try:
+        return make_environment(ENVIRONMENT, _kaggle_python())
+    except subprocess.CalledProcessError:
+        raise KitError(
+            f"--prove: expected {ENVIRONMENT} with Kaggle's packages; pip could not make it, see above"
+        ) from None
+
+
+def prove(dataset: Path, dataset_id: str, python: Path) -> list[str]:
+    """Run the notebook on a dataset, offline, with three images of `samples/`; returns what is wrong.
+
+    `dataset_id` is USER/SLUG, under which it is mounted; `python` is what `prepare` gave.
+    """
+    with tempfile.TemporaryDirectory(dir=dataset.resolve().parent, prefix=".proof-") as folder:
+        work = Path(folder)
+        write_kernel(work / "kernel", dataset_id)
+        competition = make_competition(work / "competition")
+        places = (f"datasets/{dataset_id}", f"competitions/{COMPETITION}")
+        return _run_sound("proof", places, work, python, dataset, competition)
 
 
 def _kaggle_python() -> str:
@@ -122,32 +160,39 @@ def make_competition(folder: Path) -> Path:
     return folder
 
 
-def run_layout(layout: str, work: Path, python: Path, built: Built, competition: Path) -> list[str]:
+def run_layout(layout: str, work: Path, python: Path, dataset: Path, competition: Path) -> list[str]:
     """Run the notebook with the inputs mounted as `layout`; returns what is wrong."""
-    run = work / layout.replace(" ", "_")
-    seconds, printed = _execute(run, LAYOUTS[layout], built.folder, competition, work, python)
+    return _run_sound(layout, LAYOUTS[layout], work, python, dataset, competition)
+
+
+def _run_sound(
+    name: str, places: Sequence[str], work: Path, python: Path, dataset: Path, competition: Path
+) -> list[str]:
+    """Run the notebook on a dataset that should find cells; `places` are as `_execute` takes them."""
+    run = work / name.replace(" ", "_")
+    seconds, printed = _execute(run, places, dataset, competition, work, python)
     found = {name: re.search(pattern, printed) for name, pattern in _TIMES.items()}
     times = ", ".join(f"{name} {match[1]} s" for name, match in found.items() if match)
     cells, faults = _judge(run / "working" / "submission.csv", competition)
-    print(f"{layout:8} {times}, run {seconds:.1f} s, {cells} cells")
+    print(f"{name:9} {times}, run {seconds:.1f} s, {cells} cells")
     if cells == 0 or "SOMETHING WENT WRONG" in printed or None in found.values():
-        faults.append(f"{layout}: expected cells and no complaint, found {cells} cells:\n{printed}")
+        faults.append(f"{name}: expected cells and no complaint, found {cells} cells:\n{printed}")
     return faults
 
 
 _TIMES = {"installed after": r"installed .* after ([\d.]+) s", "ready after": r"ready after ([\d.]+) s"}
 
 
-def run_broken(work: Path, python: Path, built: Built, competition: Path) -> list[str]:
+def run_broken(work: Path, python: Path, dataset: Path, competition: Path) -> list[str]:
     """Run the notebook on a dataset whose weights were cut off: blank rows, and loud about it."""
     broken = work / "broken_dataset"
-    shutil.copytree(built.folder, broken)
+    shutil.copytree(dataset, broken)
     weights = next(broken.rglob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1000])
     run = work / "broken"
     seconds, printed = _execute(run, LAYOUTS["flat"], broken, competition, work, python)
     cells, faults = _judge(run / "working" / "submission.csv", competition)
-    print(f"broken   run {seconds:.1f} s, {cells} cells")
+    print(f"broken    run {seconds:.1f} s, {cells} cells")
     if cells or "SOMETHING WENT WRONG" not in printed:
         faults.append(f"broken: expected blank rows and a loud complaint, found {cells} cells:\n{printed}")
     return faults
@@ -156,17 +201,20 @@ def run_broken(work: Path, python: Path, built: Built, competition: Path) -> lis
 def _execute(
     run: Path, places: Sequence[str], dataset: Path, competition: Path, work: Path, python: Path
 ) -> tuple[float, str]:
-    """Seconds, and everything that the notebook printed."""
+    """Seconds, and everything that the notebook printed.
+
+    `places` are where dataset and competition are mounted. Raises KitError where a cell ends the notebook.
+    """
     run = run.absolute()  # it is HOME in another folder
     source, working = run / "input", run / "working"
     working.mkdir(parents=True)
     for place, content in zip(places, (dataset, competition), strict=True):
-        shutil.copytree(content, source / place)
+        shutil.copytree(content, source / place, copy_function=_link)
     shutil.copyfile(work / "kernel" / NOTEBOOK, working / "notebook.ipynb")
-    jail = ["unshare", "--user", "--map-root-user", "--mount", "--net", sys.executable]
     start = time.perf_counter()
     words = [
-        *jail,
+        *JAIL,
+        sys.executable,
         str(ROOT / "kernel" / "sandbox.py"),
         str(source),
         str(working),
@@ -176,11 +224,21 @@ def _execute(
     ]
     # A fresh session has no variables of ours.
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(working), "LANG": "C.UTF-8"}
-    subprocess.run(words, check=True, env=environment)
+    code = subprocess.run(words, check=False, env=environment).returncode
+    if code:
+        raise KitError(f"{run.name}: expected the notebook to end well, found exit code {code}, see above")
     seconds = time.perf_counter() - start
     executed = json.loads((working / "executed.ipynb").read_text(encoding="utf-8"))
     outputs = (output for cell in executed["cells"] for output in cell.get("outputs", ()))
     return seconds, "".join("".join(output.get("text", "")) for output in outputs)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file, which costs nothing however large it is; a copy on another disk."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _judge(submission: Path, competition: Path) -> tuple[int, list[str]]:

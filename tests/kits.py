@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sysconfig
 import tempfile
+import venv
 import zipfile
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -56,6 +58,19 @@ def wheels_from_here(folder: Path) -> Path:
     }
     write_wheel(folder, "ensemble-boxes", found.version, files=files)
     return folder
+
+
+def kaggle_environment(folder: Path) -> Path:
+    """The interpreter of an environment with what is installed here, but for what a dataset brings."""
+    installed = folder / "installed"
+    installed.mkdir(parents=True)
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if not any(name in path.name for name in ("sartorius_infer", "ensemble_boxes")):
+            (installed / path.name).symlink_to(path)
+    venv.create(folder / "venv", symlinks=True)
+    (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    (packages / "installed.pth").write_text(f"{installed}\n")
+    return folder / "venv" / "bin" / "python"
 
 
 def write_wheel(

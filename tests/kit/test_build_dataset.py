@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from kits import any_weights, contents, pack_quickly, read_json, wheels_from_here
+from kits import any_weights, contents, kaggle_environment, pack_quickly, read_json, wheels_from_here
 from places import ROOT
-from tiny import tiny_model, write_image, write_tiny
+from tiny import loose_rules, tiny_model, write_image, write_tiny
 
 import build_dataset
+from kernel import simulate
 from kit import dataset
 from kit.costs import Calibration, write_calibration
 from kit.dataset import CONTENTS, METADATA
@@ -348,3 +349,33 @@ def test_a_kernel_needs_a_folder_of_its_own(said: Any, tmp_path: Path) -> None:
         assert one_line(errors) == f"{place}: expected a folder of its own, found {found}"
     assert contents(ROOT / "kernel") == before
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_dataset_is_proved_in_the_simulated_machine(
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that finds cells, and one whose rules let none through."""
+    pack_quickly(monkeypatch, wheels)
+    if subprocess.run([*simulate.JAIL, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user namespaces here")
+    python = kaggle_environment(tmp_path / "kaggle")
+    monkeypatch.setattr(simulate, "prepare", lambda: python)
+    for name, rules, expected in (("good", loose_rules(), 0), ("strict", loose_rules(1.0), 1)):
+        manifest = write_tiny(tmp_path / name, rules=rules)
+        words = ["--manifest", manifest, "--out", tmp_path / "dist" / name, "--id", ID, "--prove"]
+        code = build_dataset.main([*map(str, words)])
+        printed = capsys.readouterr().out
+        assert code == expected, printed
+        assert re.search(r"^proof +installed after [\d.]+ s, ready after [\d.]+ s, run ", printed, re.M)
+        assert ("proof: expected cells and no complaint, found 0 cells" in printed) == (name == "strict")
+    assert sorted(path.name for path in (tmp_path / "dist").iterdir()) == ["good", "strict"]
+
+
+def test_a_proof_needs_namespaces(said: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known before anything is built."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, printed, errors = said("--prove")
+    assert (code, printed) == (1, "")
+    assert one_line(errors) == "--prove: expected Linux with `unshare` and user namespaces, found none"
+    assert not (tmp_path / "kit").exists()
