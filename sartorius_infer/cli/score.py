@@ -39,7 +39,14 @@ def score_parser() -> argparse.ArgumentParser:
         "or <id>/masks/ with a file for each nucleus)",
     )
     add("--submission", type=Path, required=True, metavar="S", help="submission.csv or COCO results")
-    add("--against", type=Path, metavar="S", help="another one, compared by paired bootstrap over images")
+    add(
+        "--against",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="S",
+        help="others, each compared by paired bootstrap over images",
+    )
     add("--json", type=Path, metavar="FILE", help="write everything")
     add("--per-image", type=Path, metavar="CSV", help="write a row for each image, worst first")
     add("--coco", action="store_true", help="also COCO's AP, AP50, AP75 and AP by area, of each class")
@@ -69,7 +76,7 @@ def _count(text: str) -> int:
 def score_command(arguments: argparse.Namespace) -> int:
     """Print the score, and write what was asked for."""
     from sartorius_infer.evaluate.classes import classes_of
-    from sartorius_infer.evaluate.scoring import as_json, compare, score
+    from sartorius_infer.evaluate.scoring import as_json, score
     from sartorius_infer.evaluate.submissions import read_annotated
     from sartorius_infer.evaluate.truth import read_truth
 
@@ -86,24 +93,32 @@ def score_command(arguments: argparse.Namespace) -> int:
     if arguments.coco:
         content["coco"] = _coco(truth, found, classes, arguments.max_dets)
     if arguments.against:
-        other = score(truth, read_annotated(arguments.against, truth)[0])
-        try:
-            compared = compare(result, other)
-        except TruthError as error:
-            raise TruthError(f"{arguments.against}: {error}") from None
-        verdict = "a real difference" if compared.is_real else "within the noise of these images"
-        print(
-            f"against   {other.mean:.4f} of {arguments.against}: {compared.difference:+.4f}, 95 % interval "
-            f"{compared.low:+.4f} to {compared.high:+.4f}: {verdict}"
-        )
-        content["against"] = {
-            "submission": str(arguments.against),
-            "score": other.mean,
-            "difference": compared.difference,
-            "interval_95": [compared.low, compared.high],
-        }
+        content["against"] = [_against(truth, result, other) for other in arguments.against]
     _write(arguments, result, content)
     return OK
+
+
+def _against(truth: Truth, result: Score, submission: Path) -> dict[str, object]:
+    """How much better the result is than another submission, printed and for JSON."""
+    from sartorius_infer.evaluate.scoring import compare, score
+    from sartorius_infer.evaluate.submissions import read_annotated
+
+    other = score(truth, read_annotated(submission, truth)[0])
+    try:
+        compared = compare(result, other)
+    except TruthError as error:
+        raise TruthError(f"{submission}: {error}") from None
+    verdict = "a real difference" if compared.is_real else "within the noise of these images"
+    print(
+        f"against   {other.mean:.4f} of {submission}: {compared.difference:+.4f}, 95 % interval "
+        f"{compared.low:+.4f} to {compared.high:+.4f}: {verdict}"
+    )
+    return {
+        "submission": str(submission),
+        "score": other.mean,
+        "difference": compared.difference,
+        "interval_95": [compared.low, compared.high],
+    }
 
 
 def _by_class(truth: Truth, found: Found, classes: Classes) -> dict[str, object]:

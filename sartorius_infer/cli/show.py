@@ -50,7 +50,8 @@ def show_parser() -> argparse.ArgumentParser:
         "--predictions",
         type=Path,
         metavar="DIR",
-        help="from --save-predictions: cells by the rules of --weights, with classes, scores and sliders",
+        help="from --save-predictions, or a folder with such a folder of each fold: cells by the rules of "
+        "--weights, with classes, scores and sliders",
     )
     add("--images", nargs="+", type=Path, required=True, metavar="PATH", help="folders or files")
     add_recursive(parser)
@@ -163,13 +164,10 @@ def _found(
 
 def _saved(arguments: argparse.Namespace) -> tuple[Manifest, list[Prediction]]:
     """The manifest whose rules hold, and the predictions, by image."""
-    from sartorius_infer.output.predictions import load_prediction, require_classes
+    from sartorius_infer.output.predictions import load_prediction, require_classes, saved_files
 
     manifest = _manifest(arguments)
-    files = sorted(arguments.predictions.glob("*.npz"))
-    if not files:
-        raise PredictionError(f"{arguments.predictions}: expected saved predictions (.npz), found none")
-    predictions = [load_prediction(file) for file in files]
+    predictions = [load_prediction(file) for file in saved_files(arguments.predictions)]
     for prediction in predictions:
         require_classes(prediction, len(manifest.classes), arguments.predictions)
     return manifest, predictions

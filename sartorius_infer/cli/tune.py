@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sartorius_infer.cli.options import (
     OK,
+    UsageError,
     add_recursive,
     add_rules,
     add_weights,
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from sartorius_infer.tuning.search import Tuned
     from sartorius_infer.tuning.trials import Example
     from sartorius_infer.types import Prediction
+
+DEALT = 5
+"""Folds that images are dealt to where nobody says how many, nor gives folds."""
 
 
 def tune_parser() -> argparse.ArgumentParser:
@@ -52,7 +56,8 @@ def tune_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="from --save-predictions, instead of --images: no network runs. One folder of the whole "
-        "ensemble, or one for each network of the manifest, named as it or else in the manifest's order",
+        "ensemble, or one for each network of the manifest, named as it or else in the manifest's order; or "
+        "one with a folder of each fold, of the images that its networks had not seen",
     )
     add_recursive(parser)
     add(
@@ -60,11 +65,11 @@ def tune_parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="JSON",
-        help="the manifest with what was chosen, anywhere; weights that do not lie below its folder are "
-        "linked, or else copied, into <name>_weights beside it",
+        help="the manifest with what was chosen, anywhere, for --weights, or for --rules of other weights; "
+        "what does not lie below its folder is linked, or else copied, into <name>_weights beside it",
     )
     add("--plot", type=Path, metavar="PNG", help="curves of the score (default: beside --out)")
-    add("--folds", type=int, default=5, metavar="N", help="of cross-validation (default: %(default)s)")
+    add("--folds", type=int, metavar="N", help="of cross-validation (default: 5, or those of --predictions)")
     add("--seed", type=int, default=0, metavar="N", help="of folds and intervals (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     return parser
@@ -80,15 +85,16 @@ def tune_command(arguments: argparse.Namespace) -> int:
     from sartorius_infer.tuning.search import tune
     from sartorius_infer.tuning.trials import Scorer
 
-    moved, manifest, examples = _examples(arguments)
+    moved, manifest, examples, groups = _examples(arguments)
     scorer = Scorer(examples, manifest.classes)
+    folds = len(set(groups)) or _folds(arguments)
     start = choice_of(manifest, apart=scorer.members > 1)
-    with tqdm(total=arguments.folds + 1, unit=" fold", desc="search", dynamic_ncols=True) as bar:
+    with tqdm(total=folds + 1, unit=" fold", desc="search", dynamic_ncols=True) as bar:
 
         def advance(fold: int) -> None:
             bar.update()
 
-        tuned = tune(scorer, start, arguments.folds, arguments.seed, advance)
+        tuned = tune(scorer, start, folds, arguments.seed, advance, groups)
         drawn = curves(scorer, tuned.choice)
         bar.update()
     _report(manifest, start, tuned)
@@ -100,8 +106,12 @@ def tune_command(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _examples(arguments: argparse.Namespace) -> tuple[Moved, Manifest, list[Example]]:
-    """The manifest as --out will call it, the manifest, and annotated predictions."""
+def _folds(arguments: argparse.Namespace) -> int:
+    return DEALT if arguments.folds is None else arguments.folds
+
+
+def _examples(arguments: argparse.Namespace) -> tuple[Moved, Manifest, list[Example], list[str]]:
+    """The manifest as --out will call it, the manifest, annotated predictions, and their folds if given."""
     from sartorius_infer.ensemble.weights import find_weights
     from sartorius_infer.evaluate.truth import called_as, read_truth
     from sartorius_infer.manifest.manifest import Plan
@@ -112,6 +122,7 @@ def _examples(arguments: argparse.Namespace) -> tuple[Moved, Manifest, list[Exam
     truth, weights = read_truth(arguments.truth), find_weights(arguments.weights)
     print_notes(truth, sys.stderr)
     images: Iterable[tuple[Prediction, ...]]
+    groups: list[str] = []
     if arguments.predictions is None:
         ensemble, found = _networks(arguments, weights)
         truth = called_as(truth, [file.id for file in found], arguments.truth)
@@ -119,16 +130,29 @@ def _examples(arguments: argparse.Namespace) -> tuple[Moved, Manifest, list[Exam
         manifest, ids, images = ensemble.manifest, [file.id for file in files], _look(ensemble, files)
     else:
         manifest = weights.require_plan().manifest
-        saved = _load_predictions(arguments.predictions, manifest)
+        saved, fold_of = _load_predictions(arguments.predictions, manifest)
         truth = called_as(truth, [members[0].image_id for members in saved], arguments.truth)
         images = _annotated(saved, [members[0].image_id for members in saved], truth, arguments.truth)
         ids = [members[0].image_id for members in images]
+        groups = _groups(arguments, [fold_of[image_id] for image_id in ids if image_id in fold_of])
     # Before any network runs, for that takes long.
     moved = move(Plan(manifest, weights.folder), arguments.out)
-    require_folds(len(ids), arguments.folds, arguments.seed)
+    require_folds(len(ids), len(set(groups)) or _folds(arguments), arguments.seed)
     manifest, told = with_rules(arguments, manifest, weights.is_bare)
     print(told, file=sys.stderr)
-    return moved, manifest, [Example(m, truth[i]) for i, m in zip(ids, images, strict=True)]
+    return moved, manifest, [Example(m, truth[i]) for i, m in zip(ids, images, strict=True)], groups
+
+
+def _groups(arguments: argparse.Namespace, folds: list[str]) -> list[str]:
+    """Each annotated image's fold; raises TruthError for one alone, UsageError for --folds beside them."""
+    if folds and arguments.folds is not None:
+        raise UsageError(f"--folds: expected the folds of --predictions alone, found {arguments.folds} too")
+    if len(names := set(folds)) == 1:
+        raise TruthError(
+            f"{arguments.predictions[0]}: expected annotated images of two folds or more, found those of "
+            f"{names.pop()} alone"
+        )
+    return folds
 
 
 T = TypeVar("T")
@@ -143,20 +167,33 @@ def _annotated(items: Sequence[T], ids: Sequence[str], truth: Container[str], so
     return [item for item, image_id in zip(items, ids, strict=True) if image_id in truth]
 
 
-def _load_predictions(folders: Sequence[Path], manifest: Manifest) -> list[tuple[Prediction, ...]]:
-    """For each image what was saved: of the ensemble, or of each member."""
-    from sartorius_infer.output.predictions import load_members, match_folders, require_classes
+def _load_predictions(
+    folders: Sequence[Path], manifest: Manifest
+) -> tuple[list[tuple[Prediction, ...]], dict[str, str]]:
+    """For each image what was saved, of the ensemble or of each member; and its fold, if there are any."""
+    from sartorius_infer.output.predictions import (
+        load_members,
+        load_prediction,
+        match_folders,
+        require_classes,
+        saved_files,
+    )
 
+    fold_of: dict[str, str] = {}
     if len(folders) > 1:
         names = [model.name for model in manifest.models]
         folders = match_folders(folders, names)
         for name, folder in zip(names, folders, strict=True):
             print(f"network   {name}: {folder}")
-    images = load_members(folders)
+        images = load_members(folders)
+    else:
+        files = saved_files(folders[0])
+        images = [(load_prediction(file),) for file in files]
+        fold_of = {m.image_id: fold for (m,), fold in zip(images, files.values(), strict=True) if fold}
     for members in images:
         for prediction, folder in zip(members, folders, strict=True):
             require_classes(prediction, len(manifest.classes), folder)
-    return images
+    return images, fold_of
 
 
 def _networks(arguments: argparse.Namespace, weights: Weights) -> tuple[Ensemble, tuple[ImageFile, ...]]:
@@ -197,6 +234,10 @@ def _report(manifest: Manifest, start: Choice, tuned: Tuned) -> None:
     print(f"unseen    {tuned.unseen.mean():.4f}, 95 % {low:.4f} to {high:.4f} (chosen without the image)")
     for name, (count, before, unseen) in tuned.by_type().items():
         print(f"  {name or 'untold':7} {before:.4f} -> {unseen:.4f} unseen, {count} images")
+    if tuned.groups:
+        print("by fold   by rules chosen on the other folds")
+    for name, (count, before, unseen) in tuned.by_fold().items():
+        print(f"  {name:7} {before:.4f} -> {unseen:.4f} unseen, {count} images")
     print(f"gain      {gain.difference:+.4f}, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}: {verdict}")
     if gain.low <= 0:
         print("advice    keep the manifest as it is; more annotated images would tell more")

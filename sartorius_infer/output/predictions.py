@@ -82,6 +82,27 @@ def load_members(folders: Sequence[Path]) -> list[tuple[Prediction, ...]]:
     return [tuple(load_prediction(folder / f"{i}.npz") for folder in folders) for i in everything]
 
 
+def saved_files(folder: Path) -> dict[Path, str]:
+    """The saved predictions of a folder by image id, each with the name of its fold.
+
+    A folder without predictions of its own may hold one of each fold: what that fold's networks saw in
+    the images that they were not trained on. Of other folders the name is "". Raises PredictionError
+    where there is no prediction, or two folds have an image in common.
+    """
+    files = dict.fromkeys(folder.glob("*.npz"), "")
+    files = files or {file: file.parent.name for file in folder.glob("*/*.npz")}
+    if not files:
+        raise PredictionError(f"{folder}: expected saved predictions (.npz), found none")
+    ordered: dict[str, Path] = {}
+    for file in sorted(files):
+        if (other := ordered.setdefault(file.stem, file)) != file:
+            raise PredictionError(
+                f"{folder}: expected each image in one fold, found {file.stem} in {files[other]} "
+                f"and {files[file]}"
+            )
+    return {ordered[stem]: files[ordered[stem]] for stem in sorted(ordered)}
+
+
 def require_classes(prediction: Prediction, count: int, source: Path) -> None:
     """Raise PredictionError, naming the folder `source`, unless all labels are of the manifest's classes."""
     found = prediction.labels.max(initial=0)

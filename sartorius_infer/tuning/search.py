@@ -56,6 +56,7 @@ class Tuned:
     unseen   by one chosen without the image (cross-validation), float64 (N,)
     seen     mean by the new choice, on the images that it was chosen on
     types    each image's cell type, "" where it is not told
+    groups   each image's fold by name, where the folds were given, else nothing
     """
 
     choice: Choice
@@ -63,6 +64,7 @@ class Tuned:
     unseen: Float64
     seen: float
     types: tuple[str, ...]
+    groups: tuple[str, ...]
     folds: int
     seed: int
 
@@ -74,30 +76,42 @@ class Tuned:
 
     def by_type(self) -> dict[str, tuple[int, float, float]]:
         """How many images, and the means before and unseen, of each cell type."""
-        of = np.array(self.types)
+        return self._parts(self.types)
+
+    def by_fold(self) -> dict[str, tuple[int, float, float]]:
+        """The same of each fold that was given."""
+        return self._parts(self.groups)
+
+    def _parts(self, names: Sequence[str]) -> dict[str, tuple[int, float, float]]:
+        of = np.array(names)
         return {
-            kind: (int((of == kind).sum()), self.before[of == kind].mean(), self.unseen[of == kind].mean())
-            for kind in sorted(set(self.types))
+            name: (int((of == name).sum()), self.before[of == name].mean(), self.unseen[of == name].mean())
+            for name in sorted(set(names))
         }
 
 
 def tune(scorer: Scorer, start: Choice, folds: int = 5, seed: int = 0,
-         on_fold: Callable[[int], None] = lambda fold: None) -> Tuned:  # fmt: skip
+         on_fold: Callable[[int], None] = lambda fold: None,
+         groups: Sequence[str] = ()) -> Tuned:  # fmt: skip
     """Choose on all examples, and judge the choice on images that it did not see.
 
-    Folds hold whole images, each cell type spread over them. Raises TruthError as `require_folds` does.
+    Folds hold whole images, each cell type spread over them; or they are `groups`, a name for each
+    example. Raises TruthError as `require_folds` does.
     """
     count = len(scorer.examples)
+    names = sorted(set(groups))
+    folds = len(names) or folds
     require_folds(count, folds, seed)
     types = tuple(example.truth.cell_type for example in scorer.examples)
-    fold_of = _folds(types, folds, seed)
+    fold_of = np.array([names.index(name) for name in groups]) if groups else _folds(types, folds, seed)
     unseen = np.zeros(count)
     for fold in range(folds):
         held, others = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
         unseen[held] = scorer(search(scorer, start, others), held)
         on_fold(fold)
     chosen = search(scorer, start, np.arange(count))
-    return Tuned(chosen, scorer(start), unseen, float(scorer(chosen).mean()), types, folds, seed)
+    seen = float(scorer(chosen).mean())
+    return Tuned(chosen, scorer(start), unseen, seen, types, tuple(groups), folds, seed)
 
 
 def require_folds(count: int, folds: int, seed: int) -> None:

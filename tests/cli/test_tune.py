@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from annotated import write_saved
+from annotated import CLASSES, write_saved
 from commands import Done, sartorius
 from kits import contents
 from places import ROOT
@@ -17,6 +20,8 @@ from sartorius_infer.checkpoints.files import verify_files
 from sartorius_infer.cli.main import main
 from sartorius_infer.files import file_sha256
 from sartorius_infer.manifest.manifest import load_manifest
+from sartorius_infer.manifest.overrides import override_rules
+from sartorius_infer.manifest.rules import Rules
 
 INCLUDED = load_manifest(ROOT / "weights_manifest.json")
 
@@ -81,3 +86,71 @@ def test_a_folder_that_cannot_be_written_is_told_first(
     expected = f"{out}: expected a file in a folder that can be written, found none at {out.parent}"
     assert error == f"error: {expected}\n"
     assert list(out.parent.iterdir()) == []
+
+
+def write_folds(folder: Path, classes: Sequence[str] = CLASSES) -> tuple[Path, Path]:
+    """`folds/one` and `folds/two` of two images each, and train.csv."""
+    saved, train = write_saved(folder, classes)
+    for number, file in enumerate(sorted(saved.iterdir())):
+        place = folder / "folds" / ("one" if number < 2 else "two")
+        place.mkdir(parents=True, exist_ok=True)
+        file.rename(place / file.name)
+    return folder / "folds", train
+
+
+def test_a_folder_of_folds_is_judged_by_fold_and_its_rules_can_be_taken_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folds, train = write_folds(tmp_path)
+    words = ("--weights", write_tiny(tmp_path / "kit"), "--predictions", folds, "--truth", train)
+    assert main(["tune", *map(str, words), "--out", str(tmp_path / "far.json")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("images    4, 2 folds\n")
+    line = r"[\d.]+ -> [\d.]+ unseen, 2 images\n"
+    found = re.search(rf"^by fold   .*\n  one +{line}  two +{line}gain ", said, re.M)
+    assert found, said
+    tuned = load_manifest(tmp_path / "far.json").manifest
+    assert tuned.evidence is not None and tuned.evidence.folds == 2
+    other = write_tiny(tmp_path / "other", tiny_model(1))
+    assert main(["models", "--weights", str(other), "--rules", str(tmp_path / "far.json")]) == 0
+    assert "rules     from --rules far.json" in capsys.readouterr().out
+    assert with_rules_of(other, tmp_path / "far.json") == tuned.rules
+
+
+def with_rules_of(manifest: Path, file: Path) -> Rules:
+    plan = load_manifest(manifest).manifest
+    return override_rules(plan.rules, plan.classes, file=file).rules
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [
+        (("--folds", "3"), 2, "--folds: expected the folds of --predictions alone, found 3 too"),
+        (
+            ("--truth", "half.csv"),
+            1,
+            "annotated images of two folds or more, found those of one alone",
+        ),
+        (("--predictions", "twice"), 1, "twice: expected each image in one fold, found i0 in one and two"),
+    ],
+)
+def test_folds_that_are_none_are_told_in_one_line(
+    more: tuple[str, str], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folds, train = write_folds(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    lines = train.read_text().splitlines(keepends=True)
+    Path("half.csv").write_text("".join(line for line in lines if not line.startswith(("i2", "i3"))))
+    for name in ("one", "two"):
+        shutil.copytree(folds / "one", Path("twice") / name)
+    manifest = write_tiny(tmp_path / "kit")
+    words = ("--weights", manifest, "--predictions", folds, "--truth", train, "--out", "t.json")
+    monkeypatch.setattr("sartorius_infer.tuning.search.tune", lambda *_: pytest.fail("it was searched"))
+    try:
+        ended = main(["tune", *map(str, words), *more])
+    except SystemExit as error:  # argparse's own end
+        ended = int(error.code or 0)
+    assert ended == code
+    assert capsys.readouterr().err.splitlines()[-1].endswith(said)
+    assert not Path("t.json").exists()

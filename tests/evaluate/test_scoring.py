@@ -321,6 +321,21 @@ def test_json_of_coco_measures_that_are_not_there_is_json(tmp_path: Path) -> Non
     assert json.loads(out.read_text())["coco"]["AP large"] is None
 
 
+def test_each_of_several_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, submission, maps = write_case(tmp_path)
+    others = [tmp_path / "blank.csv", submission]
+    others[0].write_text("id,predicted\n" + "".join(f"{image_id},\n" for image_id in maps))
+    words = ("--truth", train, "--submission", submission, "--against", *others, "--json", tmp_path / "s")
+    assert main(["score", *map(str, words)]) == 0
+    blank, same = json.loads((tmp_path / "s").read_text())["against"]
+    mean = np.mean([plain_ap(*pair) for pair in maps.values()])
+    assert [one["submission"] for one in (blank, same)] == list(map(str, others))
+    assert [blank["score"], blank["difference"]] == pytest.approx([0, mean])
+    assert [same["score"], same["difference"]] == pytest.approx([mean, 0])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("against ")]
+    assert [line.partition(" of ")[2].partition(":")[0] for line in lines] == list(map(str, others))
+
+
 def test_a_comparison_of_other_images_names_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

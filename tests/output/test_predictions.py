@@ -20,6 +20,7 @@ from sartorius_infer.output.predictions import (
     match_folders,
     require_classes,
     save_prediction,
+    saved_files,
 )
 from sartorius_infer.types import Prediction
 
@@ -230,6 +231,22 @@ def test_a_link_to_a_folder_goes_by_its_own_name(tmp_path: Path) -> None:
     assert match_folders([two, one], ("one", "two")) == [one, two]
     with pytest.raises(PredictionError, match="each folder once"):
         match_folders([one, tmp_path / "x"], ("one", "two"))
+
+
+def test_saved_files_are_a_folders_own_or_those_of_its_folds(tmp_path: Path) -> None:
+    with pytest.raises(PredictionError, match=r"expected saved predictions \(\.npz\), found none"):
+        saved_files(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for fold, name in (("one", "b"), ("two", "a"), ("one", "c")):
+        save_prediction(tmp_path / fold, replace(some(1), image_id=name))
+    files = {"two/a.npz": "two", "one/b.npz": "one", "one/c.npz": "one"}
+    assert list(saved_files(tmp_path).items()) == [(tmp_path / k, v) for k, v in files.items()]
+    assert saved_files(tmp_path / "two") == {tmp_path / "two" / "a.npz": ""}
+    save_prediction(tmp_path / "two", replace(some(1), image_id="c"))
+    with pytest.raises(PredictionError, match="each image in one fold, found c in one and two"):
+        saved_files(tmp_path)
+    save_prediction(tmp_path, replace(some(1), image_id="d"))
+    assert saved_files(tmp_path) == {tmp_path / "d.npz": ""}, "what lies deeper is no business of its own"
 
 
 def test_other_classes_than_the_manifests_are_named(tmp_path: Path) -> None:

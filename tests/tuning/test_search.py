@@ -66,6 +66,18 @@ def test_tune_judges_on_unseen_images_and_repeats_itself() -> None:
     np.testing.assert_array_equal(again.unseen, tuned.unseen)
 
 
+def test_folds_that_are_given_are_the_folds() -> None:
+    scorer, groups = Scorer(examples(5), CLASSES), ("two", "one", "two", "one", "one")
+    tuned = tune(scorer, LOOSE, groups=groups)
+    for held, others in (([0, 2], [1, 3, 4]), ([1, 3, 4], [0, 2])):
+        expected = scorer(search(scorer, LOOSE, np.array(others)), np.array(held))
+        np.testing.assert_array_equal(tuned.unseen[held], expected)
+    assert (tuned.folds, tuned.groups) == (2, groups)
+    parts = tuned.by_fold()
+    assert {name: count for name, (count, _, _) in parts.items()} == {"one": 3, "two": 2}
+    assert parts["two"][1:] == pytest.approx((tuned.before[[0, 2]].mean(), tuned.unseen[[0, 2]].mean()))
+
+
 def test_labels_that_say_nothing_give_no_real_gain() -> None:
     rng = np.random.default_rng(3)
     noise = []
