@@ -217,6 +217,16 @@ def test_rules_go_with_predictions(
     assert said.endswith(f"error: {more[0]}: expected --predictions, whose cells it changes, found none")
 
 
+def test_a_folder_of_folds_is_shown_as_one(shared: Files, tmp_path: Path) -> None:
+    for number, file in enumerate(sorted((shared.case.folder / "saved").iterdir())):
+        fold = tmp_path / "saved" / f"fold{number % 2}"
+        fold.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, fold)
+    assert main(shared.all(out=tmp_path / "a.html")) == 0
+    assert main(shared.all(out=tmp_path / "b.html", predictions=tmp_path / "saved")) == 0
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
 def test_the_page_begins_with_the_rules_that_are_given(shared: Files, tmp_path: Path) -> None:
     """The page of a manifest with other rules, and that of the options that say the same."""
     content = json.loads(shared.weights.read_text())
