@@ -18,7 +18,7 @@ from kits import own_wheel, pack_quickly, read_json, wheels_from_here
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from places import ROOT
-from tiny import write_image, write_tiny
+from tiny import loose_rules, write_image, write_tiny
 
 from kit.dataset import CONTENTS, KIND, Metadata, build
 from kit.wheels import read_image
@@ -201,7 +201,7 @@ def test_settings_are_handed_to_the_command(tmp_path: Path, kit: Path) -> None:
     assert "SOMETHING WENT WRONG" not in few
     assert few.endswith("\nnext: no image has a cell: try lower thresholds in the settings, run all again\n")
     (tmp_path / "input" / "my-rules").mkdir()
-    (tmp_path / "input" / "my-rules" / "rules.json").write_text('{"per_class": {"a": {"score": 1}}}')
+    (tmp_path / "input" / "my-rules" / "rules.json").write_text(json.dumps(loose_rules(0.3)))
     some = run(tmp_path / "input", tmp_path / "d" / "working", rules='"my-rules/rules.json"')
     assert 0 < cells(tmp_path / "d" / "working") < cells(tmp_path / "a" / "working")
     assert "from --rules rules.json" in some
