@@ -19,7 +19,7 @@ STOREYS = [
 ]  # fmt: skip
 """The folders and files of the package, from the top: each may import what stands below it."""
 
-FAMILIES = ("torchvision", "detectron2", "mmdet")
+FAMILIES = ("torchvision", "detectron2", "mmdet", "cellpose")
 
 WITHOUT_TORCH = [
     "manifest.manifest", "manifest.rules", "manifest.overrides", "manifest.writing", "competition",

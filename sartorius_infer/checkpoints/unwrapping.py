@@ -27,6 +27,7 @@ LAYOUTS = (
     ("backbone", "rpn", "roi_heads"),
     ("backbone", "proposal_generator", "roi_heads"),
     ("backbone", "neck", "rpn_head", "roi_head"),
+    ("downsample", "upsample", "output"),
 )
 """The parts of a whole network, for each family."""
 

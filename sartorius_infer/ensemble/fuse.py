@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sartorius_infer.cells.claim import leading_label
 from sartorius_infer.types import Bool, Float32, Int64
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ FAINTEST = 1e-30
 class Boxes:
     """The detections of one network in one view, in image pixels.
 
-    boxes float32 (N, 4) xyxy; scores float32 (N,) in [0, 1]; labels int64 (N,) 1..K; `weight` is the
-    member's vote.
+    boxes float32 (N, 4) xyxy; scores float32 (N,) in [0, 1]; labels int64 (N,) 1..K, 0 for no class;
+    `weight` is the member's vote.
     """
 
     boxes: Float32
@@ -39,7 +40,7 @@ class Boxes:
 
 @dataclass(frozen=True, eq=False)
 class Fused:
-    """One box set: as `Boxes`, best first."""
+    """One box set: as `Boxes`, best first, each of a class."""
 
     boxes: Float32
     scores: Float32
@@ -57,16 +58,40 @@ def fuse(members: Sequence[Boxes], size_hw: tuple[int, int], fusion: Fusion) -> 
 
     A single set passes unchanged: its own NMS has spoken. Among several, boxes with a score of 0 or
     no area in the image have no say, and only the ratios of the weights count. Scores stay in [0, 1].
+    Boxes of no class take that of the surest box of another network that they overlap as much as boxes of
+    one cell do, else the image's leading class, so that they change no vote about it; the first class where
+    nobody tells any.
     """
     # Relative to the greatest, no weight overflows, and methods that only choose keep their scale.
     top = max((member.weight for member in members), default=1.0)
     members = [replace(member, weight=member.weight / top) for member in members]
+    members = _with_classes(members, fusion.iou)
     if len(members) == 1:
         boxes, scores, labels = members[0].boxes, members[0].scores, members[0].labels
     else:
         boxes, scores, labels = _fuse_by_class(members, size_hw, fusion)
     order = np.argsort(-scores, kind="stable")
     return Fused(boxes[order], scores[order], labels[order])
+
+
+def _with_classes(members: Sequence[Boxes], iou: float) -> list[Boxes]:
+    """The same, but every box of a class."""
+    if all((member.labels > 0).all() for member in members):
+        return list(members)
+    known = [member.labels > 0 for member in members]
+    boxes = np.concatenate([m.boxes[k] for m, k in zip(members, known, strict=True)])
+    scores = np.concatenate([m.scores[k] * np.float32(m.weight) for m, k in zip(members, known, strict=True)])
+    labels = np.concatenate([m.labels[k] for m, k in zip(members, known, strict=True)])
+    lead = leading_label(scores, labels, np.zeros(labels.max(initial=1), np.float32), "surest") or 1
+    # One more column, which overlaps everything and is the least sure, leads where nothing else overlaps.
+    sureness, classes = np.append(scores, -1), np.append(labels, lead)
+    named = []
+    for member, told in zip(members, known, strict=True):
+        near = np.pad(box_iou(member.boxes[~told], boxes) >= iou, ((0, 0), (0, 1)), constant_values=True)
+        own = member.labels.copy()
+        own[~told] = classes[np.where(near, sureness, -2).argmax(axis=1)]
+        named.append(replace(member, labels=own))
+    return named
 
 
 def _fuse_by_class(

@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from sartorius_infer.checkpoints.files import name_of, named_network
 from sartorius_infer.checkpoints.storage import Store, pack
-from sartorius_infer.competition import default_classes, default_rules
+from sartorius_infer.competition import any_score, default_classes, default_rules
 from sartorius_infer.ensemble.loading import Opened, open_bare
 from sartorius_infer.errors import CheckpointError, ManifestError
 from sartorius_infer.files import Paths, as_paths, atomic_file, bytes_sha256, file_sha256
@@ -150,10 +150,11 @@ def _converted(opened: Opened, settings: _Settings) -> tuple[bytes, dict[str, An
     network = opened.build(torch.device("cpu"), torch.float32)
     store: Store = "float16" if settings.half else "float32"
     content = save(pack(family.lean(spec, state, network), store, str(path)))
-    classes = list(settings.classes or spec.classes or default_classes(network.class_count))
-    if len(classes) != network.class_count:
+    count = network.class_count
+    classes = list(settings.classes or spec.classes or (default_classes(count) if count is not None else ()))
+    if count not in (None, len(classes)):
         raise ManifestError(
-            f"{path}: expected {network.class_count} class names, as the checkpoint has, found "
+            f"{path}: expected {count} class names, as the checkpoint has, found "
             f"{len(classes)}: {', '.join(classes)}"
         )
     which = f"::{spec.state}" if spec.state else ""
@@ -164,9 +165,9 @@ def _converted(opened: Opened, settings: _Settings) -> tuple[bytes, dict[str, An
         "sha256": bytes_sha256(content),
         "bytes": len(content),
         "format": "safetensors",
-        "classes": classes,
+        **({"classes": classes} if classes else {}),
         "architecture": spec.architecture,
-        "preprocessing": _preprocessing(spec),
+        **({"preprocessing": _preprocessing(spec)} if family.preprocessing else {}),
         **family.entry(spec, state),
         "provenance": f"{source}; {spec.provenance}" if spec.provenance else source,
     }
@@ -183,12 +184,14 @@ def _listing(path: Path, entries: Sequence[dict[str, Any]], add: bool) -> str:
     """The manifest's new text, checked."""
     if add:
         return manifest_text(path, with_entries(path, entries))
-    classes = entries[0]["classes"]
+    told = next((entry["classes"] for entry in entries if "classes" in entry), None)
+    classes = told or default_classes(1)
+    rules = default_rules(classes) if told else any_score(classes)
     content = {
         "version": 1,
         "classes": classes,
         "models": list(entries),
         "views": ["identity"],
-        "rules": default_rules(classes).model_dump(mode="json", exclude_none=True),
+        "rules": rules.model_dump(mode="json", exclude_none=True),
     }
     return manifest_text(path, content)

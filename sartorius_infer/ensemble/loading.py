@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sartorius_infer.checkpoints.files import name_of, named_network, verify_files
 from sartorius_infer.checkpoints.reading import Checkpoint, read_checkpoint
-from sartorius_infer.competition import default_classes, default_rules
+from sartorius_infer.competition import any_score, default_classes, default_rules
 from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve_precision
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.member import make_member
@@ -168,7 +168,11 @@ def bare_manifest(specs: Sequence[ModelSpec], networks: Sequence[Network]) -> Ma
 
     Classes are those that all files name alike, in any order, else the usual ones of their number.
     """
-    counts = {spec.file: network.class_count for spec, network in zip(specs, networks, strict=True)}
+    told = zip(specs, (network.class_count for network in networks), strict=True)
+    counts = {spec.file: count for spec, count in told if count is not None}
+    if not counts:
+        classes = default_classes(1)
+        return Manifest(version=1, classes=classes, models=tuple(specs), rules=any_score(classes))
     if len(set(counts.values())) > 1:
         said = ", ".join(f"{file} has {count}" for file, count in counts.items())
         raise CheckpointError(f"expected checkpoints of one class count, found: {said}; write a manifest")

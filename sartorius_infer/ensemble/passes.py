@@ -159,7 +159,7 @@ def _look_for_boxes(look: _Look, features: Features, hws: Sequence[tuple[int, in
     found = []
     for detections, size_hw in zip(detected, hws, strict=True):
         labels = member.to_manifest[detections.labels]
-        known = labels > 0
+        known = labels >= 0
         boxes = look.view.boxes_back(detections.boxes[known], size_hw)
         found.append(
             Boxes(

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from sartorius_infer.errors import ManifestError
 from sartorius_infer.files import json_text
+from sartorius_infer.manifest.cellpose import CellposeParts
 from sartorius_infer.manifest.detectron2 import Detectron2Parts
 from sartorius_infer.manifest.mmdet import MmdetParts
 from sartorius_infer.manifest.preprocessing import Preprocessing
@@ -49,13 +50,14 @@ class ModelSpec(Settings):
     )
     architecture: str | None = Field(
         None,
-        description="torchvision_rcnn, a preset of it, detectron2_rcnn, mmdet_rcnn, or a plugin's "
+        description="torchvision_rcnn, a preset of it, detectron2_rcnn, mmdet_rcnn, cellpose, or a plugin's "
         "name; null: by the file's keys",
     )
     classes: Annotated[tuple[ClassName, ...], Field(min_length=1)] | None = Field(
         None,
         description="the network's own class order, without background; null: the manifest's; "
-        "classes that the manifest does not list are ignored",
+        "classes that the manifest does not list are ignored; where the network knows no classes, one is "
+        "its cells', and null or several leave it to other networks",
     )
     preprocessing: Preprocessing = Preprocessing()
     network: SomeNetworkParts | None = Field(
@@ -67,16 +69,18 @@ class ModelSpec(Settings):
     mmdet: MmdetParts | None = Field(
         None, description="of an MMDetection checkpoint: what its config said; `import` writes it"
     )
+    cellpose: CellposeParts | None = Field(None, description="of a Cellpose checkpoint: how it is run")
     weight: Positive = Field(1.0, description="its vote in the fusion of boxes and the mean of masks")
     provenance: str = ""
     licence: str = ""
 
     @model_validator(mode="after")
     def _one_family(self) -> ModelSpec:
-        said = [name for name in ("network", "detectron2", "mmdet") if getattr(self, name) is not None]
+        blocks = ("network", "detectron2", "mmdet", "cellpose")
+        said = [name for name in blocks if getattr(self, name) is not None]
         if len(said) > 1:
             raise ValueError(
-                "expected one of `network` (torchvision), `detectron2` and `mmdet`, found "
+                "expected one of `network` (torchvision), `detectron2`, `mmdet` and `cellpose`, found "
                 f"{' and '.join(f'`{name}`' for name in said)}"
             )
         return self

@@ -36,7 +36,10 @@ class Features:
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """Boxes of one image: float32 (N, 4) xyxy in image pixels; scores (N,); labels int64 (N,)."""
+    """Boxes of one image: float32 (N, 4) xyxy in image pixels; scores (N,); labels int64 (N,).
+
+    A label of 0 is no class: that of the cell is for other networks to say.
+    """
 
     boxes: Tensor
     scores: Tensor
@@ -46,12 +49,17 @@ class Detections:
 class Network(Protocol):
     """Anything that proposes, detects and scores masks. Boxes are xyxy in pixels of the given images.
 
-    `class_count` is the number of foreground classes; labels run from 1 to it. The steps are called
-    in this order on images of one size, the last as often as needed, under `torch.inference_mode()`.
+    The steps are called in this order on images of one size, the last as often as needed, under `torch.inference_mode()`.
     A `torch.nn.Module` has its `to` already.
     """
 
-    class_count: int
+    @property
+    def class_count(self) -> int | None:
+        """The number of foreground classes; labels run from 1 to it.
+
+        None where the network finds cells and knows no classes: the labels that it gives are 0, and any may
+        be asked for.
+        """
 
     def to(self, device: torch.device) -> Network:
         """The network on a device."""

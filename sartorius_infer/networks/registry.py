@@ -26,13 +26,16 @@ Recognise = Callable[[State], bool]
 class Family:
     """One kind of network, as its own folder tells it. What is not overridden fits one without settings.
 
-    names     what `architecture` of a manifest entry may say; the first is what `import` writes
-    settings  whether its entries hold all that its checkpoints do not tell, so that they can be imported
+    names             what `architecture` of a manifest entry may say; the first is what `import` writes
+    settings          whether its entries hold all that its checkpoints do not tell, so that they can be
+                      imported
+    preprocessing     whether the `preprocessing` of an entry says how its images are made
     takes_everything  whether it wants what lies beside the network in a checkpoint too
     """
 
     names: tuple[str, ...] = ()
     settings = False
+    preprocessing = True
     takes_everything = False
 
     def recognise(self, state: State) -> bool:
