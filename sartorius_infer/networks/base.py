@@ -49,8 +49,8 @@ class Detections:
 class Network(Protocol):
     """Anything that proposes, detects and scores masks. Boxes are xyxy in pixels of the given images.
 
-    The steps are called in this order on images of one size, the last as often as needed, under `torch.inference_mode()`.
-    A `torch.nn.Module` has its `to` already.
+    The steps are called in this order on images of one size, the last as often as needed, under
+    `torch.inference_mode()`. A `torch.nn.Module` has its `to` already.
     """
 
     @property

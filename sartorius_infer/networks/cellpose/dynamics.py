@@ -90,7 +90,7 @@ def grown_seeds(ends: Int64, size_hw: tuple[int, int]) -> Int32:
         inside = bins[window] > _BIN_FEWEST
         grown = np.zeros_like(inside)
         grown[_GROWTH, _GROWTH] = True
-        grown = ndimage.binary_dilation(grown, np.ones((3, 3)), iterations=_GROWTH, mask=inside)
+        grown = ndimage.binary_dilation(grown, np.ones((3, 3), np.bool_), iterations=_GROWTH, mask=inside)
         seeds[window] = np.where(grown, number, seeds[window])
     return seeds[_MARGIN : _MARGIN + size_hw[0], _MARGIN : _MARGIN + size_hw[1]]
 
@@ -142,5 +142,6 @@ def flow_errors(label_map: Int32, maps: Float32) -> Float64:
     inside = label_map > 0
     numbers, of_shape = label_map[inside], shape_flow(label_map)[:, inside]
     squares = ((of_shape - maps[:2, inside] / FLOW_SCALE) ** 2).sum(axis=0)
-    pixels = np.bincount(numbers)
-    return np.bincount(numbers, weights=squares) / np.maximum(pixels, 1)
+    count = int(label_map.max()) + 1
+    pixels = np.bincount(numbers, minlength=count)
+    return np.bincount(numbers, weights=squares, minlength=count) / np.maximum(pixels, 1)

@@ -33,7 +33,10 @@ _SMALLEST_GRID = 28
 
 @dataclass(frozen=True, eq=False)
 class CellposeFeatures(Features):
-    """Features that were followed to cells; `maps` has flows and logit (B, 3, h, w) before any resampling."""
+    """Features that were followed to cells.
+
+    `maps` has "flows", flows and logit (B, 3, h, w) before any resampling, and "style" (B, S, 1, 1).
+    """
 
     seen: tuple[Seen, ...] = ()
 
@@ -122,21 +125,23 @@ class CellposeNetwork(nn.Module):
         hws = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         rescale = self.rescale * view.scale
         with ThreadPoolExecutor(max_workers=4) as pool:
-            maps, cells = [], []
+            maps, styles, cells = [], [], []
             for image, hw in zip(images, hws, strict=True):
-                maps.append(self._maps(image, resized_hw(hw, rescale)))
-                cells.append(pool.submit(cells_of, maps[-1].cpu().numpy(), self.parts, hw, rescale))
+                seen_maps, style = self._maps(image, resized_hw(hw, rescale))
+                maps.append(seen_maps)
+                styles.append(style[:, None, None])
+                cells.append(pool.submit(cells_of, seen_maps.cpu().numpy(), self.parts, hw, rescale))
             seen = tuple(Seen(each.result()) for each in cells)
         input_hws = tuple((int(each.shape[1]), int(each.shape[2])) for each in maps)
-        flows = {"flows": torch.stack(maps)}
-        return CellposeFeatures(flows, tuple(hws), input_hws, input_hws[0], seen)
+        stacked = {"flows": torch.stack(maps), "style": torch.stack(styles)}
+        return CellposeFeatures(stacked, tuple(hws), input_hws, input_hws[0], seen)
 
-    def _maps(self, image: Tensor, input_hw: tuple[int, int]) -> Tensor:
-        """Flows and logit (3, h, w) of an image at the network's size."""
+    def _maps(self, image: Tensor, input_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Flows and logit (3, h, w) of an image at the network's size, and its style (S,)."""
         pixels = resized(normalised(image.cpu().numpy(), self.parts.percentile), input_hw)
-        maps, _ = flows_of(self._run, pixels, self.parts, image.device)
+        maps, style = flows_of(self._run, pixels, self.parts, image.device)
         require_finite("flows", maps)
-        return maps
+        return maps, style
 
     def _run(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(tiles.device.type, self.precision, enabled=self.precision != torch.float32):

@@ -118,7 +118,7 @@ def taper(height: int, width: int) -> Tensor:
 
 def flows_of(net: Net, image: Float32, parts: CellposeParts, device: torch.device) -> tuple[Tensor, Tensor]:
     """Flows and logit, float32 (3, H, W), and the style (S,), of (2, H, W) that has its final size."""
-    padded, (top, left) = _padded(torch.from_numpy(image).to(device), parts.tile)
+    padded, (top, left) = _padded(torch.from_numpy(image).to(device), parts)
     size_hw = int(padded.shape[1]), int(padded.shape[2])
     height, width = (min(parts.tile, side) for side in size_hw)
     weight = taper(height, width).to(device)
@@ -137,12 +137,17 @@ def flows_of(net: Net, image: Float32, parts: CellposeParts, device: torch.devic
     return mean.contiguous(), style / style.norm()
 
 
-def _padded(image: Tensor, tile: int) -> tuple[Tensor, tuple[int, int]]:
-    """(C, H, W) in zeros, 8 or more on each side, sides multiples of 16 or a tile and 16; where it begins."""
+def _padded(image: Tensor, parts: CellposeParts) -> tuple[Tensor, tuple[int, int]]:
+    """(C, H, W) in zeros, 8 or more on each side, sides multiples of 16; where it begins.
+
+    For `augment` sides are a tile long at least, by more zeros at the end.
+    """
     pads = []
     for size in image.shape[1:]:
-        more = (-size) % _MULTIPLE if size >= tile else tile - size
-        pads.append((_MULTIPLE // 2 + more // 2, _MULTIPLE // 2 + more - more // 2))
+        more = (-size) % _MULTIPLE
+        before, after = _MULTIPLE // 2 + more // 2, _MULTIPLE // 2 + more - more // 2
+        short = parts.tile - (before + size + after)
+        pads.append((before, after + max(0, short) * parts.augment))
     (top, bottom), (left, right) = pads
     return F.pad(image, (left, right, top, bottom)), (top, left)
 

@@ -46,7 +46,8 @@ class _Down(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.proj(x) + self.conv["conv_1"](self.conv["conv_0"](x))
-        return x + self.conv["conv_3"](self.conv["conv_2"](x))
+        x = x + self.conv["conv_3"](self.conv["conv_2"](x))
+        return x
 
 
 class _Styled(nn.Module):
@@ -58,7 +59,8 @@ class _Styled(nn.Module):
         self.full = nn.Linear(style, channels)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        return self.conv(x + self.full(style)[:, :, None, None])
+        x = self.conv(x + self.full(style)[:, :, None, None])
+        return x
 
 
 class _Up(nn.Module):
@@ -73,7 +75,8 @@ class _Up(nn.Module):
 
     def forward(self, x: Tensor, beside: Tensor, style: Tensor) -> Tensor:
         x = self.proj(x) + self.conv["conv_1"](self.conv["conv_0"](x) + beside, style)
-        return x + self.conv["conv_3"](self.conv["conv_2"](x, style), style)
+        x = x + self.conv["conv_3"](self.conv["conv_2"](x, style), style)
+        return x
 
 
 def _side(name: str, blocks: Sequence[nn.Module]) -> nn.ModuleDict:
