@@ -67,7 +67,7 @@ def saved(path: Path, state: dict[str, Tensor]) -> Path:
 
 
 def radial_maps(size_hw: tuple[int, int], discs: list[tuple[float, float, float]]) -> Float32:
-    """Flows and logit (3, H, W) of discs (y, x, radius): the flow points to each centre, the logit falls off."""
+    """Flows and logit (3, H, W) of discs (y, x, radius), whose flow points to their centres."""
     y, x = np.mgrid[: size_hw[0], : size_hw[1]].astype(np.float64)
     maps = np.zeros((3, *size_hw))
     maps[2] = -6

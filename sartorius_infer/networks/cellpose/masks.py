@@ -28,6 +28,9 @@ least.
 """
 
 
+_UNDER_HALF = np.float32(np.nextafter(np.float16(0.5), np.float16(0)))
+
+
 @dataclass(frozen=True, eq=False)
 class Cells:
     """What a Cellpose network sees in an image (H, W).
@@ -66,14 +69,15 @@ def cells_of(maps: Float32, parts: CellposeParts, size_hw: tuple[int, int], resc
     renumbered = np.zeros(int(max(seeds_reach.max(), label_map.max())) + 1, np.int32)
     renumbered[numbers] = np.arange(1, len(numbers) + 1)
     label_map = renumbered[label_map]
-    sure = _sigmoid(at_size[2])
-    means = np.bincount(label_map.ravel(), weights=sure.ravel())[1:] / np.bincount(label_map.ravel())[1:]
-    return Cells(
-        label_map,
-        np.where(label_map > 0, label_map, renumbered[_nearest(seeds_reach, size_hw)]),
-        _sigmoid(at_size[2] - np.float32(parts.cellprob_threshold)),
-        (means * np.exp(-errors[numbers])).astype(np.float32),
-    )
+    reach = np.where(label_map > 0, label_map, renumbered[_nearest(seeds_reach, size_hw)])
+    pixels = np.bincount(label_map.ravel())
+    means = np.bincount(label_map.ravel(), weights=_sigmoid(at_size[2]).ravel())[1:] / pixels[1:]
+    scores = (means * np.exp(-errors[numbers])).astype(np.float32)
+    probabilities = _sigmoid(at_size[2] - np.float32(parts.cellprob_threshold))
+    # Filled holes are the cell's, and of what flows to it no more than it has, in half precision too.
+    np.maximum(probabilities, 0.5, out=probabilities, where=label_map > 0)
+    np.minimum(probabilities, _UNDER_HALF, out=probabilities, where=(reach > 0) & (label_map == 0))
+    return Cells(label_map, reach, probabilities, scores)
 
 
 def _seeded(maps: Float32, threshold: float, steps: int) -> tuple[Int32, Int32]:

@@ -1,0 +1,173 @@
+"""A Cellpose network in the four steps: its boxes, its masks, its class, alone and among others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cellpose_cases import needs_reference, quarter, radial_maps
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from sartorius_infer.cells.claim import build_instances
+from sartorius_infer.competition import any_score
+from sartorius_infer.ensemble.ensemble import Ensemble
+from sartorius_infer.ensemble.member import make_member
+from sartorius_infer.ensemble.passes import predict
+from sartorius_infer.manifest.cellpose import CellposeParts
+from sartorius_infer.manifest.manifest import Manifest, ModelSpec
+from sartorius_infer.manifest.views import IDENTITY, View
+from sartorius_infer.networks.cellpose.masks import cells_of
+from sartorius_infer.networks.cellpose.network import CellposeFeatures, CellposeNetwork, Seen
+from sartorius_infer.networks.cellpose.unet import UNet
+from sartorius_infer.types import CellImage
+
+SIZE_HW = (70, 80)
+DISCS = [(14.0, 15.0, 9.0), (40.0, 20.0, 12.0), (22.0, 50.0, 6.0), (52.0, 69.0, 10.0)]
+PARTS = CellposeParts()
+
+
+class Discs(CellposeNetwork):
+    """A network that sees discs in whatever image, through the view that it is told."""
+
+    def __init__(self, parts: CellposeParts = PARTS, class_count: int | None = None) -> None:
+        super().__init__(UNet((3,)), parts, 1.0, class_count, torch.float32)
+
+    def features(self, images: Sequence[Tensor], view: View = IDENTITY) -> CellposeFeatures:
+        maps = torch.from_numpy(radial_maps(SIZE_HW, DISCS))
+        flow = maps[:2]
+        # Seen through the view, a flow's parts are mirrored and swapped with the axes.
+        if view.transpose:
+            flow = flow.flip(0)
+        flow = view.image(flow) * torch.tensor([1 - 2 * view.vflip, 1 - 2 * view.hflip])[:, None, None]
+        seen_maps = torch.cat([flow, view.image(maps[2:])]).contiguous()
+        hw = int(seen_maps.shape[1]), int(seen_maps.shape[2])
+        seen = Seen(cells_of(seen_maps.numpy(), self.parts, hw, 1.0))
+        flows = torch.stack([seen_maps] * len(images))
+        hws = (hw,) * len(images)
+        return CellposeFeatures({"flows": flows}, hws, hws, hw, (seen,) * len(images))
+
+
+def ensemble(
+    networks: Sequence[CellposeNetwork], classes: tuple[str, ...] = ("cell",), **more: Any
+) -> Ensemble:
+    specs = tuple(ModelSpec(name=f"n{i}", file="f") for i in range(len(networks)))
+    manifest = Manifest(version=1, classes=classes, models=specs, rules=any_score(classes), **more)
+    members = [make_member(classes, s, n, torch.device("cpu")) for s, n in zip(specs, networks, strict=True)]
+    return Ensemble(manifest, tuple(members), torch.device("cpu"))
+
+
+IMAGE = CellImage("a", np.zeros(SIZE_HW, np.uint8))
+
+
+def same_cells(a: np.ndarray, b: np.ndarray) -> bool:
+    met = {tuple(p) for p in np.stack([a.ravel(), b.ravel()], axis=1).tolist()}
+    return len(met) == len(np.unique(a)) == len(np.unique(b))
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 1.0])
+def test_alone_its_label_map_comes_out_map_for_map(threshold: float) -> None:
+    parts = CellposeParts(cellprob_threshold=threshold)
+    found = ensemble([Discs(parts)])
+    (prediction,) = predict(found, [IMAGE])
+    instances = build_instances(prediction, found.rules, found.classes)
+    own = cells_of(radial_maps(SIZE_HW, DISCS), parts, SIZE_HW, 1.0)
+    assert same_cells(instances.label_map, own.label_map)
+    assert np.array_equal(np.sort(instances.scores), np.sort(own.scores))
+    assert (instances.labels == 1).all() and len(instances) == len(DISCS)
+
+
+@needs_reference
+@pytest.mark.slow
+def test_alone_a_real_image_comes_out_map_for_map() -> None:
+    from cellpose_cases import image_of
+
+    pixels, network = image_of("d48ec7815252"), quarter()
+    found = ensemble([network])
+    (prediction,) = predict(found, [CellImage("a", pixels)])
+    own = network.features([torch.from_numpy(pixels.copy())[None]]).seen[0].cells.label_map
+    instances = build_instances(prediction, found.rules, found.classes)
+    # What our rules add: of a cell in pieces only the largest stays.
+    assert (instances.label_map[own == 0] == 0).all()
+    assert ((instances.label_map > 0) != (own > 0)).mean() < 1e-3
+
+
+@pytest.mark.parametrize("view", ["hflip", "rot90", "transpose"])
+def test_views_see_the_same_cells(view: str) -> None:
+    found = ensemble([Discs()], views=(view,))
+    (prediction,) = predict(found, [IMAGE])
+    instances = build_instances(prediction, found.rules, found.classes)
+    own = cells_of(radial_maps(SIZE_HW, DISCS), PARTS, SIZE_HW, 1.0).label_map
+    assert ((instances.label_map > 0) != (own > 0)).sum() <= 4
+
+
+def slow_mask(seen: Seen, box: list[float]) -> np.ndarray:
+    """The rule square by square."""
+    overlaps = box_iou(torch.tensor([box]), torch.from_numpy(seen.boxes))[0]
+    owner = int(overlaps.argmax()) + 1 if float(overlaps.max()) > 0.3 else 0
+    height, width = seen.cells.label_map.shape
+    mask = np.zeros((seen.side, seen.side))
+    for i in range(seen.side):
+        for j in range(seen.side):
+            y = box[1] + (i + 0.5) * (box[3] - box[1]) / seen.side
+            x = box[0] + (j + 0.5) * (box[2] - box[0]) / seen.side
+            if 0 <= y < height and 0 <= x < width:
+                place = int(y), int(x)
+                if not owner or seen.cells.reach[place] == owner:
+                    mask[i, j] = seen.cells.probabilities[place]
+    return mask
+
+
+def test_masks_of_other_networks_boxes() -> None:
+    network = Discs()
+    features = network.features([torch.zeros((1, *SIZE_HW), dtype=torch.uint8)])
+    boxes = [
+        [5.5, 5.25, 24.0, 23.0],
+        [10.0, 30.0, 31.5, 49.0],
+        [0.0, 0.0, 80.0, 70.0],
+        [-4.0, 50.0, 9.0, 74.0],
+    ]
+    (masks,) = network.mask_probabilities(features, [torch.tensor(boxes)], [torch.ones(4, dtype=torch.int64)])
+    expected = np.stack([slow_mask(features.seen[0], box) for box in boxes])
+    np.testing.assert_allclose(masks.numpy(), expected, rtol=0, atol=0)
+    # Where none of its cells is, it says what it saw, and never nothing.
+    assert masks[2].max() > 0.9 and masks[3].max() > 0
+    empty = network.mask_probabilities(features, [torch.zeros((0, 4))], [torch.zeros(0, dtype=torch.int64)])
+    assert empty[0].shape == (0, features.seen[0].side, features.seen[0].side)
+
+
+def test_its_cells_are_its_boxes_best_first() -> None:
+    for count, label in ((None, 0), (1, 1)):
+        network = Discs(class_count=count)
+        features = network.features([torch.zeros((1, *SIZE_HW), dtype=torch.uint8)] * 2)
+        proposals = network.propose(features)
+        first, second = network.detect(features, proposals)
+        assert torch.equal(first.boxes, second.boxes) and (first.labels == label).all()
+        assert (first.scores.diff() <= 0).all()
+        own = features.seen[0].cells.label_map
+        for box in first.boxes.long().tolist():
+            inside = own[box[1] : box[3], box[0] : box[2]]
+            number = np.bincount(inside[inside > 0]).argmax()
+            assert (inside == number).sum() == (own == number).sum()
+
+
+def test_an_image_without_cells_passes_all_steps() -> None:
+    network = quarterless()
+    images = [torch.full((1, 40, 50), 9, dtype=torch.uint8)]
+    with torch.inference_mode():
+        features = network.features(images)
+        assert [len(d.boxes) for d in network.detect(features, network.propose(features))] == [0]
+        (masks,) = network.mask_probabilities(
+            features, [torch.tensor([[1.0, 2.0, 9.0, 8.0]])], [torch.ones(1)]
+        )
+    assert masks.shape == (1, 28, 28)
+
+
+def quarterless() -> CellposeNetwork:
+    torch.manual_seed(0)
+    model = UNet((4, 6, 8))
+    torch.nn.init.constant_(model.output[2].bias, -50.0)
+    return CellposeNetwork(model, PARTS, 1.0, None, torch.float32)
