@@ -427,3 +427,39 @@ def test_lists_of_different_lengths_are_an_error_not_an_exit(method: str) -> Non
     member = boxes_of([[0, 0, 9, 9]] * 3, [0.9] * 3)
     with pytest.raises((ValueError, IndexError)):
         fuse([member, Boxes(member.boxes, member.scores[:2], member.labels)], SIZE_HW, Fusion(method=method))
+
+
+# Boxes of no class.
+
+CORT, ASTRO = 3, 2
+
+
+def test_a_box_of_no_class_takes_that_of_the_surest_box_on_it() -> None:
+    known = boxes_of(
+        [[0, 0, 20, 20], [1, 0, 20, 20], [40, 0, 60, 20], [0, 30, 20, 50]], [0.9, 0.4, 0.5, 0.8], [3, 2, 2, 3]
+    )
+    none = boxes_of([[0, 1, 20, 20], [40, 1, 60, 20], [30, 30, 50, 50]], [0.6, 0.3, 0.7], [0, 0, 0])
+    found = fuse([known, none], SIZE_HW, Fusion(method="nms", iou=0.6))
+    at = {tuple(box): label for box, label in zip(found.boxes.round().tolist(), found.labels, strict=True)}
+    assert at[40, 0, 60, 20] == ASTRO and (40, 1, 60, 20) not in at
+    assert at[0, 0, 20, 20] == CORT and (0, 1, 20, 20) not in at
+    assert at[30, 30, 50, 50] == CORT  # on nobody's box: the image's leading class
+
+
+@given(seeds)
+def test_boxes_of_no_class_change_no_vote(seed: int) -> None:
+    """Far from all others they are of the class that led before, whatever their scores and weight."""
+    rng = np.random.default_rng(seed)
+    known = boxes_of(random_boxes(rng, 9, (40, 40), (4, 12)), rng.random(9), rng.integers(1, K + 1, 9))
+    none = boxes_of([[60, 45, 69, 51]] * 3, rng.random(3), [0] * 3, weight=50.0)
+    cubes = np.bincount(known.labels, weights=known.scores.astype(np.float64) ** 3, minlength=K + 1)
+    far = fuse([known, none], SIZE_HW, Fusion(method="nms", iou=0.6))
+    labels = far.labels[far.boxes[:, 0] > 50]
+    assert len(labels) > 0 and (labels == cubes.argmax()).all()
+
+
+def test_without_any_class_it_is_the_first() -> None:
+    none = boxes_of([[0, 0, 9, 9]], [0.5], [0])
+    assert fuse([none], SIZE_HW, Fusion()).labels.tolist() == [1]
+    assert fuse([none, none], SIZE_HW, Fusion()).labels.tolist() == [1]
+    assert len(fuse([boxes_of([], [], []), boxes_of([], [], [])], SIZE_HW, Fusion())) == 0

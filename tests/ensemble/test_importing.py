@@ -351,7 +351,7 @@ def test_an_entry_is_added_and_the_others_stay(run: Path, tmp_path: Path, listin
     verify_files(plan)
     ensemble = loaded(done.manifest)
     assert [member.name for member in ensemble.members] == ["one", "two"]
-    assert ensemble.members[1].to_manifest.tolist() == [0, 3, 0, 1]
+    assert ensemble.members[1].to_manifest.tolist() == [-1, 3, -1, 1]
     assert done.spec == plan.manifest.models[1]
     assert files(tmp_path / "weights") == {"one.safetensors", "two.safetensors", "weights_manifest.json"}
 

@@ -295,7 +295,7 @@ def test_members_follow_the_manifest(tmp_path: Path) -> None:
     told = {"name": "B", "file": "b.pth", "classes": ["other", "x"], "weight": 2.5}
     loaded = load(manifest(tmp_path, {"name": "A"}, told, views=["hflip"]))
     assert [(m.name, m.weight, m.network.class_count) for m in loaded.members] == [("A", 1, 3), ("B", 2.5, 2)]
-    assert loaded.members[1].to_manifest.tolist() == [0, 0, 1]
+    assert loaded.members[1].to_manifest.tolist() == [-1, -1, 1]
     assert loaded.members[1].from_manifest.tolist() == [0, 2, 0, 0]
     assert loaded.manifest.views == ("hflip",)
 
@@ -306,10 +306,10 @@ def test_labels_there_and_back(own: list[str], theirs: list[str]) -> None:
     network = type("Network", (), {"class_count": len(own)})()
     member = make_member(theirs, ModelSpec(name="a", file="a", classes=tuple(own)), network, CPU)
     there, back = member.to_manifest.tolist(), member.from_manifest.tolist()
-    named = [0, *(theirs.index(name) + 1 if name in theirs else 0 for name in own)]
+    named = [-1, *(theirs.index(name) + 1 if name in theirs else -1 for name in own)]
     assert there == named
-    assert [there[label] for label in back] == [label if label in there else 0 for label in range(len(back))]
-    assert [back[label] for label in there] == [i if label else 0 for i, label in enumerate(there)]
+    assert [there[label] for label in back] == [label if label in there else -1 for label in range(len(back))]
+    assert [back[label] for label in there if label > 0] == [i for i, n in enumerate(there) if n > 0]
 
 
 def test_class_names_must_be_as_many_as_the_network_s(tmp_path: Path) -> None:

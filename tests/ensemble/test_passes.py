@@ -132,8 +132,8 @@ def noise(seed: int, shape: tuple[int, ...] = SIZE_HW, image_id: str = "noise") 
     return CellImage(image_id, np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
 
 
-def maps_between(own: Sequence[str], other: Sequence[str]) -> Tensor:
-    return torch.tensor([0, *(other.index(name) + 1 if name in other else 0 for name in own)])
+def maps_between(own: Sequence[str], other: Sequence[str], none: int) -> Tensor:
+    return torch.tensor([none, *(other.index(name) + 1 if name in other else none for name in own)])
 
 
 def ensemble_of(
@@ -151,7 +151,7 @@ def ensemble_of(
     members = []
     for spec, network in zip(specs, networks, strict=True):
         own = getattr(network, "classes", CLASSES)
-        to_manifest, from_manifest = maps_between(own, CLASSES), maps_between(CLASSES, own)
+        to_manifest, from_manifest = maps_between(own, CLASSES, -1), maps_between(CLASSES, own, 0)
         members.append(Member(spec.name, network, spec.weight, to_manifest, from_manifest))
     return Ensemble(manifest, tuple(members), torch.device("cpu"))
 

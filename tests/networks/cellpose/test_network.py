@@ -20,6 +20,7 @@ from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.manifest.cellpose import CellposeParts
 from sartorius_infer.manifest.manifest import Manifest, ModelSpec
 from sartorius_infer.manifest.views import IDENTITY, View
+from sartorius_infer.networks import Detections, Features
 from sartorius_infer.networks.cellpose.masks import cells_of
 from sartorius_infer.networks.cellpose.network import CellposeFeatures, CellposeNetwork, Seen
 from sartorius_infer.networks.cellpose.unet import UNet
@@ -171,3 +172,38 @@ def quarterless() -> CellposeNetwork:
     model = UNet((4, 6, 8))
     torch.nn.init.constant_(model.output[2].bias, -50.0)
     return CellposeNetwork(model, PARTS, 1.0, None, torch.float32)
+
+
+KNOWN = ("shsy5y", "cort")
+
+
+class Shifted(Discs):
+    """Knows the classes that `KNOWN` names, sees the second in all, a pixel to the right, and is surer."""
+
+    def detect(self, features: Features, proposals: list[Tensor]) -> list[Detections]:
+        found = super().detect(features, proposals)
+        shift = torch.tensor([1.0, 0.0, 1.0, 0.0])
+        return [Detections(d.boxes + shift, d.scores * 0 + 0.9, d.labels * 0 + 2) for d in found]
+
+
+def test_with_others_it_votes_for_their_classes_by_its_weight() -> None:
+    """Boxes and masks are the weighted means, as weighted boxes fusion and the second pass have them."""
+    networks = [Discs(), Shifted(class_count=2)]
+    alone = [predict(ensemble([n], KNOWN), [IMAGE])[0] for n in networks]
+    specs = [ModelSpec(name=f"n{i}", file="f", weight=w) for i, w in enumerate((3.0, 1.0))]
+    manifest = Manifest(version=1, classes=KNOWN, models=tuple(specs))
+    members = [make_member(KNOWN, s, n, torch.device("cpu")) for s, n in zip(specs, networks, strict=True)]
+    (found,) = predict(Ensemble(manifest, tuple(members), torch.device("cpu")), [IMAGE])
+    assert alone[0].labels.tolist() == [1] * len(DISCS)
+    assert found.labels.tolist() == [2] * len(DISCS)
+    own = {tuple(np.round(b)): s for b, s in zip(alone[0].boxes.tolist(), alone[0].scores, strict=True)}
+    for box, score in zip(found.boxes.tolist(), found.scores.tolist(), strict=True):
+        left = min(own, key=lambda b: abs(b[0] - box[0]) + abs(b[1] - box[1]))
+        votes = 3.0 * own[left], 0.9
+        assert box[0] - left[0] == pytest.approx(votes[1] / sum(votes), abs=1e-3)
+        assert score == pytest.approx(sum(votes) / 4, abs=1e-3)
+    features = networks[0].features([torch.zeros((1, *SIZE_HW), dtype=torch.uint8)])
+    (mask,) = networks[0].mask_probabilities(
+        features, [torch.from_numpy(found.boxes)], [torch.from_numpy(found.labels)]
+    )
+    np.testing.assert_allclose(found.masks, mask.numpy(), rtol=0, atol=1e-3)  # both see the same
