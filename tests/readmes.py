@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cellpose_cases import saved, small_state
 from detectron2_runs import write_run
 from kits import wheels_from_here
 from mmdet_runs import write_run as write_mmdet
@@ -189,7 +190,7 @@ def _texts(case: Case, image_id: str, rules: Rules) -> list[str]:
 
 
 def _write_weights(folder: Path) -> None:
-    """A manifest, one of a pair, bare checkpoints, and ones as Detectron2 and MMDetection leave them."""
+    """A manifest, one of a pair, bare checkpoints, and ones as Detectron2, MMDetection and Cellpose leave."""
     rules = {"per_class": {name: {"score": 0.05, "mask": 0.3} for name in COMPETITION_CLASSES}}
     manifest = write_tiny(folder, classes=list(COMPETITION_CLASSES), rules=rules)
     content = json.loads(manifest.read_text())
@@ -200,3 +201,5 @@ def _write_weights(folder: Path) -> None:
     (folder / "output").mkdir()
     write_run(folder / "output")
     write_mmdet(folder / "work_dirs")
+    (folder / "models").mkdir()
+    saved(folder / "models" / "cellpose_residual_on_style_on_train_2021_12_08.734155", small_state())
