@@ -1,8 +1,8 @@
 """What an MMDetection config means: the parts of its network, how it sees images, the names of its classes.
 
-`config_text` reads its text, `config_keys` lists the keys of its pyramid and heads, `body_config` those of
-its body, `config_pipeline` those of its inputs. Every key that decides something at test time is read or
-refused by name.
+`config_text` reads its text, `config_keys` and `config_limits` list the keys of its pyramid, its heads and
+their limits, `body_config` those of its body, `config_pipeline` those of its inputs. Every key that decides
+something at test time is read or refused by name.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from sartorius_infer.networks.mmdet.config_faults import Keys, faults, quoted
 from sartorius_infer.networks.mmdet.config_keys import (
     ExtractorKeys,
     ModelKeys,
-    RcnnTestKeys,
     RoiHeadKeys,
-    RpnTestKeys,
 )
+from sartorius_infer.networks.mmdet.config_limits import RcnnTestKeys, RpnTestKeys
 from sartorius_infer.networks.mmdet.config_pipeline import PipelineError, read_inputs
 from sartorius_infer.networks.mmdet.config_text import read_file, read_text
 
