@@ -12,7 +12,6 @@ from sartorius_infer.errors import CheckpointError
 from sartorius_infer.manifest.cellpose import CellposeParts
 from sartorius_infer.manifest.manifest import ModelSpec
 from sartorius_infer.networks.base import Network
-from sartorius_infer.networks.cellpose.network import CellposeNetwork
 from sartorius_infer.networks.cellpose.unet import CHANNELS, OUTPUTS, UNet, widths_of
 from sartorius_infer.networks.registry import Family, State
 from sartorius_infer.networks.skeleton import skeleton
@@ -70,6 +69,9 @@ class CellposeFamily(Family):
 
     def build(self, spec: ModelSpec, state: dict[str, Tensor], precision: torch.dtype) -> Network:
         """From keys, shapes and the entry's settings."""
+        # It needs scipy, for which no run without such a network shall wait.
+        from sartorius_infer.networks.cellpose.network import CellposeNetwork
+
         _require_cpnet(spec, state)
         with skeleton():
             model = UNet(widths_of(state, spec.file))
