@@ -27,6 +27,9 @@ _FIRST = "downsample.down.res_down_0.conv.conv_0.0.weight"
 _LAST = "output.2.weight"
 _DIAMETERS = ("diam_mean", "diam_labels")
 _TRANSFORMER = ("encoder.patch_embed.proj.weight", "encoder.neck.0.weight", "W2", "out.weight")
+_MOST_RESCALE = 20
+"""An image that grows by more has no pixel that tells anything, and no room in memory."""
+
 _DEEPEST = 5
 """Depths that fit into tiles whose sides are multiples of 16."""
 
@@ -81,7 +84,13 @@ class CellposeFamily(Family):
         )
         model.requires_grad_(False)
         parts = parts_of(spec)
-        rescale = np.float32(_mean_diameter(state)[0]) / np.float32(_diameter(parts, state)[0])
+        (mean, _), (diameter, source) = _mean_diameter(state), _diameter(parts, state)
+        rescale = np.float32(mean) / np.float32(diameter)
+        if not 1 / _MOST_RESCALE <= rescale <= _MOST_RESCALE:
+            raise CheckpointError(
+                f"{spec.file}: expected a diameter within {_MOST_RESCALE} times the network's {plain(mean)}, "
+                f"found {plain(diameter)} ({source}); the manifest's `cellpose.diameter` sets another"
+            )
         count = 1 if spec.classes and len(spec.classes) == 1 else None
         return CellposeNetwork(model, parts, float(rescale), count, precision)
 

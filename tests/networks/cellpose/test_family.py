@@ -55,6 +55,15 @@ def test_wrapped_ones_too(wrap: Any, tmp_path: Path) -> None:
     assert network_of(tmp_path / NAME).rescale == 1.5
 
 
+@pytest.mark.parametrize("labels", [1e-6, 1e9])
+def test_a_diameter_that_no_cell_has_is_refused(labels: float, tmp_path: Path) -> None:
+    path = saved(tmp_path / NAME, small_state() | {"diam_labels": torch.tensor([labels])})
+    with pytest.raises(CheckpointError, match="expected a diameter within 20 times the network's 30, found"):
+        load_ensemble(path, "cpu")
+    manifest(tmp_path, cellpose={"diameter": 19})
+    assert network_of(tmp_path / "weights_manifest.json").rescale == pytest.approx(30 / 19)
+
+
 @pytest.mark.parametrize(
     "mean, labels, diameter, rescale",
     [
