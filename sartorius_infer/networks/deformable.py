@@ -33,7 +33,6 @@ class OffsetConv(nn.Conv2d):
             dilation,
             groups,
         )
-        self.modulated = modulated
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> float32 (B, 2 G k k or 3 G k k, h / stride, w / stride).

@@ -53,14 +53,10 @@ def make_norm(norm: Norm, body: str = "") -> MakeNorm | None:
 
 def norm_layer(norm: Norm, channels: int) -> nn.Module | None:
     """The layer that `norm` describes; frozen and batch norm are the same once nothing is trained."""
-    if norm.kind == "none":
-        return None
-    if norm.kind == "group":
-        return nn.GroupNorm(norm.groups, channels, eps=norm_eps(norm))
-    if norm.kind == "layer":  # over the channels of each pixel
-        over_channels: nn.Module = LayerNorm2d(channels, eps=norm_eps(norm))
-        return over_channels
-    return nn.BatchNorm2d(channels, eps=norm_eps(norm))
+    if norm.kind == "frozen":
+        norm = norm.model_copy(update={"kind": "batch"})
+    make = make_norm(norm)
+    return None if make is None else make(channels)
 
 
 class Conv(nn.Conv2d):

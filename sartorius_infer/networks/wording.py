@@ -1,8 +1,9 @@
-"""How settings read in a report on a checkpoint."""
+"""How settings read in a report on a checkpoint, and keys of a config that cannot be honoured in an error."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from reprlib import Repr
 from typing import Any
 
 from sartorius_infer.manifest.preprocessing import Preprocessing
@@ -16,6 +17,25 @@ def preprocessing_lines(seen: Preprocessing) -> list[str]:
     said = seen.model_fields_set
     assumed = {name: "" if name.partition(".")[0] in said else " (assumed)" for name in values}
     return ["  preprocessing:", *(f"    {name} = {plain(v)}{assumed[name]}" for name, v in values.items())]
+
+
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
+
+
+def quoted(key: str, value: Any, reason: str) -> str:
+    """A key that cannot be honoured, its value shortened, and why."""
+    try:
+        shown = _SHORT.repr(value)
+    except ValueError:  # Python writes no integers of thousands of digits
+        shown = f"a {type(value).__name__}"
+    return f"{key} = {shown} ({reason[:1].lower()}{reason[1:]})"
+
+
+def reason_of(fault: Mapping[str, Any]) -> str:
+    """What one of pydantic's errors says, in the words of errors here."""
+    reason: str = fault["msg"]
+    return reason.removeprefix("Value error, ").replace("Input should be", "expected")
 
 
 def is_idle(name: str, values: Mapping[str, Any]) -> bool:

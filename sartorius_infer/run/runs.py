@@ -74,7 +74,7 @@ class Run:
         Images whose names already tell that they will fail are said, or, with `on_error="stop"`, raise
         ImageError. It is all found out again later, but after networks were loaded, which takes long.
         """
-        faults = [job.fault for job in self.jobs if job.fault]
+        faults = [fault for job in self.jobs if (fault := job.fault)]
         if faults and self.options.on_error == "stop":
             raise faults[0]
         if faults and self.rank.is_first:

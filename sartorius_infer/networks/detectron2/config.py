@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from reprlib import Repr
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,13 +27,11 @@ from sartorius_infer.networks.detectron2.config_keys import (
     WITHOUT_DEFAULT,
     Keys,
 )
+from sartorius_infer.networks.wording import quoted, reason_of
 
 CONFIG_NAME = "config.yaml"
 
 _OFF: tuple[Any, ...] = (None, False, "", [], {}, 0)
-
-_SHORT = Repr()
-_SHORT.maxlevel, _SHORT.maxstring = 2, 80
 
 # The keys behind what `Detectron2Parts` finds to contradict each other.
 _KEYS_OF = {
@@ -99,7 +96,7 @@ def _is_resnest(said: Mapping[str, Any]) -> bool:
 
 def _validate(path: Path, said: Mapping[str, Any]) -> Keys:
     unknown = [
-        f"{key} = {_short(value)} (no key of Detectron2 0.6; delete it if it says nothing at test time)"
+        quoted(key, value, "no key of Detectron2 0.6; delete it if it says nothing at test time")
         for key, value in said.items()
         if (key.startswith(("MODEL.", "TEST.")) or (key.startswith("INPUT.") and "TEST" in key))
         and key not in READ | IGNORED
@@ -118,16 +115,7 @@ def _validate(path: Path, said: Mapping[str, Any]) -> Keys:
 
 def _fault(fault: Any, said: Mapping[str, Any]) -> str:
     key = str(fault["loc"][0])
-    reason = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    reason = reason.replace("Field required", "expected more values")
-    return f"{key} = {_short(said.get(key))} ({reason[:1].lower()}{reason[1:]})"
-
-
-def _short(value: Any) -> str:
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # Python writes no integers of thousands of digits
-        return f"a {type(value).__name__}"
+    return quoted(key, said.get(key), reason_of(fault).replace("Field required", "expected more values"))
 
 
 def _preprocessing(keys: Keys) -> Preprocessing:

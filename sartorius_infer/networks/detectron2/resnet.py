@@ -69,9 +69,18 @@ class BasicBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-    """1 x 1, 3 x 3 (grouped in a ResNeXt), 1 x 1 and a shortcut."""
+    """1 x 1, 3 x 3 (grouped in a ResNeXt, perhaps deformable), 1 x 1 and a shortcut."""
 
-    def __init__(self, inputs: int, outputs: int, inner: int, stride: int, body: Detectron2Body) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        inner: int,
+        stride: int,
+        body: Detectron2Body,
+        offset_groups: int,
+        deformable: bool,
+    ) -> None:
         super().__init__()
         norm = body.norm
         first, second = (stride, 1) if body.stride_in_1x1 else (1, stride)
@@ -79,31 +88,15 @@ class BottleneckBlock(nn.Module):
             Conv(inputs, outputs, 1, norm, stride=stride, bias=False) if inputs != outputs else None
         )
         self.conv1 = Conv(inputs, inner, 1, norm, stride=first, bias=False)
-        self.conv2 = Conv(inner, inner, 3, norm, stride=second, groups=body.groups, bias=False)
+        self.conv2_offset = _offsets(inner, second, body, offset_groups) if deformable else None
+        self.conv2 = _conv3x3(inner, inner, norm, body, deformable, stride=second, groups=body.groups)
         self.conv3 = Conv(inner, outputs, 1, norm, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, h, w) -> (B, outputs, h / stride, w / stride)."""
-        out = self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))
-        return F.relu(out + (x if self.shortcut is None else self.shortcut(x)))
-
-
-class DeformableBlock(BottleneckBlock):
-    """A bottleneck whose 3 x 3 convolution is deformable."""
-
-    def __init__(
-        self, inputs: int, outputs: int, inner: int, stride: int, body: Detectron2Body, offset_groups: int
-    ) -> None:
-        super().__init__(inputs, outputs, inner, stride, body)
-        second = 1 if body.stride_in_1x1 else stride
-        self.conv2_offset = _offsets(inner, second, body, offset_groups)
-        self.conv2 = DeformableConv(inner, inner, 3, body.norm, stride=second, groups=body.groups,
-                                    bias=False, modulated=body.modulated)  # fmt: skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, h, w) -> (B, outputs, h / stride, w / stride)."""
         inner = F.relu(self.conv1(x))
-        out = self.conv3(F.relu(self.conv2(inner, self.conv2_offset(inner))))
+        moves = () if self.conv2_offset is None else (self.conv2_offset(inner),)
+        out = self.conv3(F.relu(self.conv2(inner, *moves)))
         return F.relu(out + (x if self.shortcut is None else self.shortcut(x)))
 
 
@@ -128,11 +121,7 @@ class SplitBlock(nn.Module):
         self.shortcut = Conv(inputs, outputs, 1, norm, bias=False) if inputs != outputs else None
         self.conv1 = Conv(inputs, inner, 1, norm, bias=False)
         self.conv2_offset = _offsets(inner, 1, body, offset_groups) if deformable else None
-        conv: nn.Module = (
-            DeformableConv(inner, wide, 3, NO_NORM, groups=body.radix, bias=False, modulated=body.modulated)
-            if deformable
-            else Conv(inner, wide, 3, NO_NORM, groups=body.radix, bias=False)
-        )
+        conv = _conv3x3(inner, wide, NO_NORM, body, deformable, groups=body.radix)
         self.conv2 = SplitAttention(conv, inner, body.radix, 1, norm)
         self.conv3 = Conv(inner, outputs, 1, norm, bias=False)
 
@@ -142,6 +131,22 @@ class SplitBlock(nn.Module):
         moves = () if self.conv2_offset is None else (self.conv2_offset(inner),)
         out = self.conv3(self.halve(self.conv2(inner, *moves)))
         return F.relu(out + (x if self.shortcut is None else self.shortcut(self.shortcut_pool(x))))
+
+
+def _conv3x3(
+    inputs: int,
+    outputs: int,
+    norm: Norm,
+    body: Detectron2Body,
+    deformable: bool,
+    *,
+    stride: int = 1,
+    groups: int,
+) -> Conv:
+    if deformable:
+        return DeformableConv(inputs, outputs, 3, norm, stride=stride, groups=groups, bias=False,
+                              modulated=body.modulated)  # fmt: skip
+    return Conv(inputs, outputs, 3, norm, stride=stride, groups=groups, bias=False)
 
 
 def _offsets(inner: int, stride: int, body: Detectron2Body, groups: int) -> OffsetConv:
@@ -184,11 +189,8 @@ class ResNet(nn.Module):
         body, deformable = self.body, stage in self.body.deformable
         if body.depth < 50:
             return BasicBlock(inputs, outputs, stride, body)
-        if body.radix > 1:
-            return SplitBlock(inputs, outputs, inner, stride, body, self.offset_groups, deformable)
-        if deformable:
-            return DeformableBlock(inputs, outputs, inner, stride, body, self.offset_groups)
-        return BottleneckBlock(inputs, outputs, inner, stride, body)
+        kind = SplitBlock if body.radix > 1 else BottleneckBlock
+        return kind(inputs, outputs, inner, stride, body, self.offset_groups, deformable)
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
         """Stage -> (B, C, h, w) of images (B, 3, H, W)."""

@@ -8,7 +8,6 @@ is a part that is not built otherwise. What is not there is a training setting, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from reprlib import Repr
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -23,6 +22,7 @@ from pydantic import (
 
 from sartorius_infer.manifest.mmdet_bodies import MmdetBody
 from sartorius_infer.manifest.settings import Count
+from sartorius_infer.networks.wording import quoted, reason_of
 
 _TRAINING = {
     *("init_cfg", "pretrained", "frozen_stages", "norm_eval", "with_cp", "zero_init_residual"),
@@ -30,8 +30,6 @@ _TRAINING = {
 }
 """Keys that say nothing about a trained body."""
 
-_SHORT = Repr()
-_SHORT.maxlevel, _SHORT.maxstring = 2, 80
 
 Settings = dict[str, Any]
 
@@ -335,7 +333,7 @@ def read_body(backbone: Mapping[str, Any], dialect: str) -> MmdetBody:
     kind = kind if scope is None or "." in str(kind) else f"{scope}.{kind}"
     keys = _TYPES.get(str(kind).removeprefix("mmdet."))
     if keys is None:
-        raise ValueError(f"{_quoted('type', kind)} (expected {', '.join(_TYPES)})")
+        raise ValueError(quoted("model.backbone.type", kind, f"expected {', '.join(_TYPES)}"))
     try:
         return _BODY.validate_python(keys.model_validate(said).settings())
     except ValidationError as error:
@@ -353,7 +351,7 @@ def _faults(error: ValidationError, backbone: Mapping[str, Any], whose: str) -> 
     """What pydantic found, by the config's own keys, the first thing about each."""
     faults: dict[str, str] = {}
     for fault in error.errors():
-        reason = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        reason = reason_of(fault)
         if fault["type"] == "extra_forbidden":
             reason = f"no key of {whose}; delete it if it says nothing at test time"
         path = [part for part in fault["loc"] if isinstance(part, str) and part not in _KINDS]
@@ -364,12 +362,5 @@ def _faults(error: ValidationError, backbone: Mapping[str, Any], whose: str) -> 
         value: Any = backbone
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
-        faults.setdefault(key, f"{_quoted(key, value)} ({reason[:1].lower()}{reason[1:]})")
+        faults.setdefault(key, quoted(f"model.backbone.{key}", value, reason))
     return "; ".join(faults.values())
-
-
-def _quoted(key: str, value: Any) -> str:
-    try:
-        return f"model.backbone.{key} = {_SHORT.repr(value)}"
-    except ValueError:  # Python writes no integers of thousands of digits
-        return f"model.backbone.{key} = a {type(value).__name__}"

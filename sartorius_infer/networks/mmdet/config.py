@@ -18,7 +18,7 @@ from sartorius_infer.errors import CheckpointError
 from sartorius_infer.manifest.mmdet import MmdetParts
 from sartorius_infer.manifest.preprocessing import Preprocessing
 from sartorius_infer.networks.mmdet.body_config import read_body
-from sartorius_infer.networks.mmdet.config_faults import Keys, faults, quoted
+from sartorius_infer.networks.mmdet.config_faults import Keys, faults
 from sartorius_infer.networks.mmdet.config_keys import (
     ExtractorKeys,
     ModelKeys,
@@ -27,6 +27,7 @@ from sartorius_infer.networks.mmdet.config_keys import (
 from sartorius_infer.networks.mmdet.config_limits import RcnnTestKeys, RpnTestKeys
 from sartorius_infer.networks.mmdet.config_pipeline import PipelineError, read_inputs
 from sartorius_infer.networks.mmdet.config_text import read_file, read_text
+from sartorius_infer.networks.wording import quoted
 
 _HEADS: dict[str, Literal["standard", "cascade", "htc"]] = {
     "StandardRoIHead": "standard",

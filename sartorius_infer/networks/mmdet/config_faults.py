@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from reprlib import Repr
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-_SHORT = Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
+from sartorius_infer.networks.wording import quoted, reason_of
+
 _OFF: tuple[Any, ...] = (None, False, "", [], (), {})
 
 
@@ -41,22 +40,12 @@ class Keys(BaseModel):
         return known | ({"type": type_name(known["type"])} if "type" in known else {})
 
 
-def quoted(key: str, value: Any, reason: str) -> str:
-    """A key that cannot be honoured."""
-    try:
-        shown = _SHORT.repr(value)
-    except ValueError:  # Python writes no integers of thousands of digits
-        shown = f"a {type(value).__name__}"
-    return f"{key} = {shown} ({reason[:1].lower()}{reason[1:]})"
-
-
 def faults(error: ValidationError, values: Any, prefix: str) -> list[str]:
     """Every fault of `values`, which lie under `prefix` in the config, the first of each key."""
     found: dict[str, str] = {}
     for fault in error.errors():
         key, value = _place(fault["loc"], values, prefix)
-        reason = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-        reason = reason.replace("Field required", "expected a value")
+        reason = reason_of(fault).replace("Field required", "expected a value")
         if fault["type"] == "extra_forbidden":
             reason = "not a key that is known; delete it if it says nothing at test time"
         found.setdefault(key, quoted(key, value, reason))

@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from sartorius_infer.manifest.preprocessing import Normalise, Preprocessing, Resize
 from sartorius_infer.manifest.settings import Count, Positive
-from sartorius_infer.networks.mmdet.config_faults import Keys, faults, quoted, type_name
+from sartorius_infer.networks.mmdet.config_faults import Keys, faults, type_name
+from sartorius_infer.networks.wording import quoted
 
 _SILENT = {
     *("LoadAnnotations", "PackDetInputs", "ImageToTensor", "DefaultFormatBundle", "Collect", "ToTensor"),
