@@ -1,6 +1,9 @@
 """What every test file shares: no deadlines on a shared machine, and one thread a network."""
 
+from collections.abc import Iterator
+
 import cv2
+import pytest
 import torch
 from hypothesis import settings
 
@@ -8,3 +11,12 @@ settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 torch.set_num_threads(2)
 cv2.setNumThreads(1)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small networks are done before a second thread wakes up, and a busy machine may not wake it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -90,6 +90,22 @@ def plain_body(
     return [maps[stage] for stage in body.out_indices]
 
 
+def check_maps(
+    module: nn.Module, body: Any, residual: PlainResidual, *, deep_stem: bool = True, avg_down: bool = True
+) -> None:
+    """A residual body's maps, and what it says of them, against plain arithmetic in float64."""
+    residual_body: Any = settled(module).double()
+    batch = images(2, 51, 69).double()
+    with torch.inference_mode():
+        found = residual_body(batch)
+        kinds = {"deep_stem": deep_stem, "avg_down": avg_down}
+        expected = plain_body(state_of(residual_body), body, residual, batch, **kinds)
+    assert len(found) == len(body.out_indices)
+    compare(found, expected)
+    assert residual_body.channels == tuple(level.shape[1] for level in found)
+    assert [-(-51 // s) for s in residual_body.strides] == [level.shape[2] for level in found]
+
+
 def _stem(state: State, body: Any, deep: bool, x: Tensor) -> Tensor:
     if not deep:
         x = F.conv2d(x, state["conv1.weight"], stride=body.stem_stride, padding=3)

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 import torch
+from box_factories import boxes_of, random_boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from sartorius_infer.errors import PredictionError
 from sartorius_infer.networks.boxes import clip, finite_rows, is_longer
-
-
-def boxes_of(rows: Sequence[Sequence[float]]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
-
-
-def random_boxes(seed: int, count: int, side: float = 100.0) -> Tensor:
-    """Boxes (count, 4), many of them partly outside a square of `side`."""
-    draw = torch.Generator().manual_seed(seed)
-    corner = (torch.rand((count, 2), generator=draw) * 1.4 - 0.2) * side
-    return torch.cat([corner, corner + torch.rand((count, 2), generator=draw) * side], dim=1)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 120), st.integers(1, 120))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from box_factories import boxes_of, random_boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,17 +20,6 @@ from sartorius_infer.networks.detectron2.boxes import apply_deltas, grid_anchors
 
 CPU = torch.device("cpu")
 ONES = (1.0, 1.0, 1.0, 1.0)
-
-
-def boxes_of(rows: Sequence[Sequence[float]]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
-
-
-def random_boxes(seed: int, count: int, side: float = 100.0) -> Tensor:
-    """Boxes (count, 4), many of them partly outside a square of `side`."""
-    draw = torch.Generator().manual_seed(seed)
-    corner = (torch.rand((count, 2), generator=draw) * 1.4 - 0.2) * side
-    return torch.cat([corner, corner + torch.rand((count, 2), generator=draw) * side], dim=1)
 
 
 # Anchors.

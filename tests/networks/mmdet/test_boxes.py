@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from box_factories import boxes_of, random_boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,17 +20,6 @@ from sartorius_infer.networks.mmdet.boxes import apply_deltas, grid_anchors, poo
 
 CPU = torch.device("cpu")
 FAR = (10_000, 10_000)
-
-
-def boxes_of(rows: Sequence[Sequence[float]]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
-
-
-def random_boxes(seed: int, count: int, side: float = 100.0) -> Tensor:
-    """Boxes (count, 4), many of them partly outside a square of `side`."""
-    draw = torch.Generator().manual_seed(seed)
-    corner = (torch.rand((count, 2), generator=draw) * 1.4 - 0.2) * side
-    return torch.cat([corner, corner + torch.rand((count, 2), generator=draw) * side], dim=1)
 
 
 # Anchors.

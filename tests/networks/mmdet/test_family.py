@@ -53,13 +53,7 @@ CPU = torch.device("cpu")
 SIZE_HW = (64, 120)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small networks are done before a second thread wakes up, and a busy machine may not wake it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network(*weights: Path) -> MmdetNetwork:

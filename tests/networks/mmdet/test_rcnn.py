@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -220,15 +220,6 @@ def test_mmdetection_draws_the_same_masks(case: Case) -> None:
 def network_of(config: MmdetConfig, state: State) -> MmdetNetwork:
     spec = ModelSpec(name="a", file="a.pth", preprocessing=config.preprocessing, mmdet=config.parts)
     return build_mmdet(spec, dict(state), torch.float32)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Small networks are done before a second thread wakes up, and a busy machine may not wake it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 PIXELS, SCORE, PROBABILITY = 2e-3, 5e-5, 1e-3

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from mmdet_bodies import State, compare, images, norm, plain_3x3, plain_body, settled, shapes, state_of
+from mmdet_bodies import (
+    State,
+    check_maps,
+    norm,
+    plain_3x3,
+    shapes,
+)
 from torch import Tensor
 
 from sartorius_infer.manifest.mmdet_bodies import MmdetRes2Net
@@ -59,15 +65,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_maps_are_those_of_plain_arithmetic(case: str) -> None:
     body = MmdetRes2Net.model_validate({**SMALL, **CASES[case]})
-    dtype = torch.float64 if body.deformable is None else torch.float32  # deforming is done in float32
-    module, batch = settled(Res2Net(body)).to(dtype), images(2, 51, 69).to(dtype)
-    with torch.inference_mode():
-        found = module(batch)
-        expected = plain_body(state_of(module), body, plain_residual, batch, deep_stem=True, avg_down=True)
-    assert len(found) == len(body.out_indices)
-    compare(found, expected)
-    assert module.channels == tuple(level.shape[1] for level in found)
-    assert [-(-51 // s) for s in module.strides] == [level.shape[2] for level in found]
+    check_maps(Res2Net(body), body, plain_residual)
 
 
 def res2net_shapes(**settings: Any) -> dict[str, tuple[int, ...]]:

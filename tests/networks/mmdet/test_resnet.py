@@ -9,7 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 import torchvision
-from mmdet_bodies import State, compare, images, norm, plain_3x3, plain_body, settled, shapes, state_of
+from mmdet_bodies import (
+    State,
+    check_maps,
+    images,
+    norm,
+    plain_3x3,
+    settled,
+    shapes,
+)
 from places import SHARED
 from torch import Tensor
 
@@ -115,16 +123,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_maps_are_those_of_plain_arithmetic(case: str) -> None:
     body = MmdetResNet.model_validate({**SMALL, **CASES[case]})
-    dtype = torch.float64 if body.deformable is None else torch.float32  # deforming is done in float32
-    module, batch = settled(ResNet(body)).to(dtype), images(2, 51, 69).to(dtype)
-    with torch.inference_mode():
-        found = module(batch)
-        kind = {"deep_stem": body.deep_stem, "avg_down": body.avg_down}
-        expected = plain_body(state_of(module), body, plain_residual, batch, **kind)
-    assert len(found) == len(body.out_indices)
-    compare(found, expected)
-    assert module.channels == tuple(level.shape[1] for level in found)
-    assert [-(-51 // s) for s in module.strides] == [level.shape[2] for level in found]
+    check_maps(ResNet(body), body, plain_residual, deep_stem=body.deep_stem, avg_down=body.avg_down)
 
 
 def test_keys_of_a_deformable_block() -> None:
