@@ -109,6 +109,7 @@ def rest(rounds: int) -> Iterator[Row]:
         lambda: coco.iou(truth, found, [0] * count),
         lambda: score_image("image", runs, other, label_map.size),
         rounds,
+        "1",
     )
 
 

@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from sartorius_infer.cells.rle import Mask, run_pixels
+from sartorius_infer.cells.rle import Mask, areas, cross_pixels, run_pixels
 from sartorius_infer.types import Float64, Int32, Int64
 
 _TWENTIETHS = tuple(range(10, 20))
@@ -58,9 +56,7 @@ class ImageScore:
 
 def score_image(image_id: str, true: Sequence[Mask], found: Sequence[Mask], pixel_count: int) -> ImageScore:
     """Match found cells with true ones; cells of either may share pixels."""
-    shared, unions = overlaps(true, found, pixel_count)
-    one, other = shared.nonzero()
-    tp = _matches(one, other, shared[one, other], unions[one, other])
+    tp = _matches(*_pairs_with_pixels(true, found))
     return ImageScore(image_id, tp, len(true), len(found))
 
 
@@ -70,9 +66,9 @@ def match(true: Sequence[Mask], found: Sequence[Mask], pixel_count: int, iou: fl
     As many pairs as `score_image` counts at `iou`, one of the `THRESHOLDS`; else raises ValueError.
     """
     level = twentieths(iou)
-    shared, unions = overlaps(true, found, pixel_count)
-    matching = csr_array(20 * shared > level * unions)
-    return maximum_bipartite_matching(matching, perm_type="column").astype(np.int64)
+    one, other, shared, unions = _pairs_with_pixels(true, found)
+    some = 20 * shared > level * unions
+    return _partners(one[some], other[some], len(true))
 
 
 def twentieths(iou: float) -> int:
@@ -123,35 +119,48 @@ def score_label_map(image_id: str, true: TrueCells, label_map: Int32, n: int) ->
 
 def overlaps(true: Sequence[Mask], found: Sequence[Mask], pixel_count: int) -> tuple[Int64, Int64]:
     """Pixels in both and in either, int64 (T, P), of each true and each found cell."""
-    one, other = _indicator(true, pixel_count), _indicator(found, pixel_count)
-    shared = (one @ other.T).toarray().astype(np.int64)
-    areas, found_areas = (np.asarray(m.sum(axis=1), np.int64) for m in (one, other))
-    return shared, areas[:, None] + found_areas[None, :] - shared
+    one, other, pixels = cross_pixels(true, found)
+    shared = np.zeros((len(true), len(found)), np.int64)
+    shared[one, other] = pixels
+    return shared, areas(true)[:, None] + areas(found) - shared
 
 
-def _indicator(masks: Sequence[Mask], pixel_count: int) -> csr_array:
-    """(cells, pixels) with a 1 where a cell has a pixel."""
-    members = [run_pixels(*mask) for mask in masks]
-    bounds = np.cumsum([0, *(len(m) for m in members)])
-    columns = np.concatenate([*members, np.zeros(0, np.int64)])
-    return csr_array((np.ones(len(columns), np.int64), columns, bounds), shape=(len(masks), pixel_count))
+def _pairs_with_pixels(true: Sequence[Mask], found: Sequence[Mask]) -> tuple[Int64, Int64, Int64, Int64]:
+    """Numbers of each true and found cell that share pixels; pixels in both and in either; (R,) each."""
+    one, other, shared = cross_pixels(true, found)
+    return one, other, shared, areas(true)[one] + areas(found)[other] - shared
 
 
 def _matches(true: Int64, found: Int64, shared: Int64, unions: Int64) -> Int64:
     """TP at each threshold, int64 (10,), from the R pairs of cells that share pixels, all int64 (R,)."""
+    loosest = 20 * shared > _TWENTIETHS[0] * unions
+    true, found, shared, unions = true[loosest], found[loosest], shared[loosest], unions[loosest]
     matching = 20 * shared > np.array(_TWENTIETHS)[:, None] * unions  # (10, R)
-    loosest = matching[0]
-    if all(len(set(cells[loosest].tolist())) == loosest.sum() for cells in (true, found)):
-        return np.asarray(matching.sum(axis=1), np.int64)  # one to one, and so at every higher threshold
-    return np.array([_pairs(true[some], found[some]) for some in matching], np.int64)
+    if _is_one_to_one(true, found):  # and so at every higher threshold
+        return np.asarray(matching.sum(axis=1), np.int64)
+    return np.array([(_partners(true[some], found[some]) >= 0).sum() for some in matching], np.int64)
 
 
-def _pairs(true: Int64, found: Int64) -> int:
-    """The most pairs among those given, int64 (R,) each, with each cell in one at most."""
-    if len(true) == 0:
-        return 0
-    paired = maximum_bipartite_matching(csr_array((np.ones(len(true)), (true, found))), perm_type="column")
-    return int((paired >= 0).sum())
+def _is_one_to_one(true: Int64, found: Int64) -> bool:
+    return all(np.bincount(cells).max(initial=0) <= 1 for cells in (true, found))
+
+
+def _partners(true: Int64, found: Int64, count: int = 0) -> Int64:
+    """Each true cell's partner, int64 (`count`,) or as many as are named, -1 for none.
+
+    The most pairs among those given, int64 (R,) each, with each cell in one at most.
+    """
+    partners = np.full(max(count, true.max(initial=-1) + 1), -1, np.int64)
+    if _is_one_to_one(true, found):
+        partners[true] = found
+        return partners
+    # Here, since few images need it and its import is half of a short command's time.
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
+    pairs = csr_array((np.ones(len(true)), (true, found)), shape=(len(partners), found.max() + 1))
+    partners[:] = maximum_bipartite_matching(pairs, perm_type="column")
+    return partners
 
 
 def mean_ap(scores: Sequence[ImageScore]) -> float:

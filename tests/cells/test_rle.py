@@ -6,15 +6,17 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from sartorius_infer.cells import rle
 from sartorius_infer.cells.rle import (
+    areas,
     areas_and_boxes,
     coco_pixels,
     crop_runs,
+    cross_pixels,
     decode,
     decode_coco,
     decode_coco_columns,
@@ -317,6 +319,45 @@ def test_shared_pixels_equal_those_of_each_two_masks(masks: list[Bool], at_once:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rle, "_PAIRS_AT_ONCE", at_once)
         assert shared_pixels(runs) == expected
+
+
+@pytest.mark.parametrize("at_once", [2, 1 << 20])
+@settings(max_examples=50)
+@given(
+    one=st.lists(arrays(np.bool_, (4, 5)), max_size=5), other=st.lists(arrays(np.bool_, (4, 5)), max_size=5)
+)
+def test_cross_pixels_equal_those_of_each_mask_with_each_other(
+    one: list[Bool], other: list[Bool], at_once: int
+) -> None:
+    dense = np.array([[int((a & b).sum()) for b in other] for a in one], np.int64).reshape(
+        len(one), len(other)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rle, "_PAIRS_AT_ONCE", at_once)
+        found = cross_pixels(*([decode(slow_rle(mask), (4, 5)) for mask in masks] for masks in (one, other)))
+    assert [part.dtype for part in found] == [np.int64] * 3
+    rows, columns = dense.nonzero()
+    assert [part.tolist() for part in found] == [x.tolist() for x in (rows, columns, dense[rows, columns])]
+
+
+@settings(max_examples=50)
+@given(st.lists(arrays(np.bool_, (4, 5)), max_size=6))
+def test_areas_are_pixels(masks: list[Bool]) -> None:
+    found = areas([decode(slow_rle(mask), (4, 5)) for mask in masks])
+    assert (found.dtype, found.tolist()) == (np.int64, [int(mask.sum()) for mask in masks])
+
+
+def test_pixels_are_shared_beyond_where_numbers_can_be_packed() -> None:
+    far = 10**18
+    one = [(np.array([far, far + 20]), np.array([10, 5])), (np.array([3]), np.array([2]))]
+    other = [(np.array([4, far + 8]), np.array([9, 14]))]
+    found = cross_pixels(one * 5, other * 2)
+    assert [part.tolist() for part in found] == [
+        [i for i in range(10) for _ in range(2)],
+        [0, 1] * 10,
+        [4 if i % 2 == 0 else 1 for i in range(10) for _ in range(2)],
+    ]
+    assert shared_pixels([one[0], other[0]]) == [(0, 1, 4)]
 
 
 several = st.tuples(st.integers(1, 7), st.integers(1, 7)).flatmap(
