@@ -160,9 +160,7 @@ def _scores(arguments: argparse.Namespace, device: torch.device) -> tuple[str, A
 
 def _start(arguments: argparse.Namespace, device: torch.device) -> tuple[str, Any]:
     found = whole.start(_files(arguments)[0], arguments.rounds)
-    lines = [
-        [n, f"{t.median:.1f}", f"{min(t.seconds):.1f}", f"{max(t.seconds):.1f}"] for n, t in found.items()
-    ]
+    lines = [[n, *(f"{s:.2g}" for s in (t.median, min(t.seconds), max(t.seconds)))] for n, t in found.items()]
     return table(["a new process", "median, s", "least", "most"], lines), {
         name: times.seconds for name, times in found.items()
     }

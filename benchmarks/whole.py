@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +16,11 @@ import torch
 from benchmarks import kit
 from benchmarks.networks import default_checkpoint, random_r50
 from benchmarks.opponents import as_tensor
+from benchmarks.ratios import drawn_cells
 from benchmarks.timing import Times, alternate
+from sartorius_infer.cells.claim import build_instances
+from sartorius_infer.cells.rle import encode_label_map
+from sartorius_infer.competition import any_score
 from sartorius_infer.ensemble.device import keep_memory
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.passes import image_tensor, predict
@@ -162,15 +167,44 @@ def memory(files: Sequence[ImageFile]) -> dict[str, tuple[float, float]]:
 
 
 def start(file: ImageFile, rounds: int) -> dict[str, Times]:
-    """New processes in turns: the command from its call to its end on one image, and torch's import alone."""
-    with TemporaryDirectory() as folder:
-        words = ["sartorius_infer", "--device", "cpu", "--images", str(file.path), "--out"]
+    """New processes in turns, each from its call to its end.
+
+    Torch's import alone, the command on one image, and commands that run no network, on 300 drawn cells.
+    """
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        truth, submission = _scored(folder)
+        words: dict[str, list[str | Path]] = {
+            "the command, one image, default checkpoint": [
+                *("--device", "cpu", "--images", file.path, "--out", folder / "s.csv")
+            ],
+            "score, one image": ["score", "--truth", truth, "--submission", submission],
+            "check, one image": ["check", "--submission", submission],
+            "import --help": ["import", "--help"],
+        }
         torch_alone = [sys.executable, "-c", "import torch"]
         contenders: dict[str, Callable[[], object]] = {
             "import torch": lambda: subprocess.run(torch_alone, check=True),
-            "the command, one image, default checkpoint": lambda: child([*words, f"{folder}/s.csv"]),
+            **{what: partial(child, ["sartorius_infer", *map(str, some)]) for what, some in words.items()},
         }
         return alternate(contenders, rounds)
+
+
+def _scored(folder: Path) -> tuple[Path, Path]:
+    """A truth of drawn cells, and the same cells as a submission."""
+    cells = build_instances(drawn_cells(300), any_score(("cell",)), ("cell",))
+    texts = encode_label_map(cells.label_map, len(cells))
+    height, width = cells.label_map.shape
+    files = {
+        "train.csv": [
+            "id,annotation,width,height,cell_type",
+            *(f"image,{text},{width},{height},cell" for text in texts),
+        ],
+        "submission.csv": ["id,predicted", *(f"image,{text}" for text in texts)],
+    }
+    for name, lines in files.items():
+        (folder / name).write_text("\n".join(lines) + "\n")
+    return folder / "train.csv", folder / "submission.csv"
 
 
 @torch.inference_mode()

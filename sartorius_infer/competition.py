@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sartorius_infer.errors import ImageError
-from sartorius_infer.manifest.rules import ClassRule, Rules
+
+if TYPE_CHECKING:
+    from sartorius_infer.manifest.rules import Rules
 
 COMPETITION_SIZE_HW = (520, 704)
 INPUT = Path("/kaggle/input")
@@ -17,11 +20,7 @@ COMPETITION_CLASSES = ("shsy5y", "astro", "cort")
 
 
 # Score thresholds that won with a single ResNet-50, and the 1st percentile of true areas, per class.
-_COMPETITION_RULES = {
-    "shsy5y": ClassRule(score=0.15, min_area=47),
-    "astro": ClassRule(score=0.35, min_area=107),
-    "cort": ClassRule(score=0.55, min_area=63),
-}
+_COMPETITION_RULES = {"shsy5y": (0.15, 47), "astro": (0.35, 107), "cort": (0.55, 63)}
 
 
 def default_classes(count: int) -> tuple[str, ...]:
@@ -33,11 +32,17 @@ def default_classes(count: int) -> tuple[str, ...]:
 
 def default_rules(classes: Sequence[str]) -> Rules:
     """Rules of a bare checkpoint: the competition's known thresholds, else a score of 0.5."""
-    return Rules(per_class={c: _COMPETITION_RULES[c] for c in classes if c in _COMPETITION_RULES})
+    # Here, since who asks for the image size alone need not wait for pydantic.
+    from sartorius_infer.manifest.rules import ClassRule, Rules
+
+    known = {c: _COMPETITION_RULES[c] for c in classes if c in _COMPETITION_RULES}
+    return Rules(per_class={c: ClassRule(score=score, min_area=area) for c, (score, area) in known.items()})
 
 
 def any_score(classes: Sequence[str]) -> Rules:
     """Rules for networks that chose their cells themselves, by other measures than the score."""
+    from sartorius_infer.manifest.rules import ClassRule, Rules
+
     return Rules(per_class={c: ClassRule(score=0.0) for c in classes})
 
 

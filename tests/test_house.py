@@ -19,6 +19,8 @@ STOREYS = [
 ]  # fmt: skip
 """The folders and files of the package, from the top: each may import what stands below it."""
 
+TRUTH, SUBMISSION = "train.csv", "submission.csv"
+
 FAMILIES = ("torchvision", "detectron2", "mmdet", "cellpose")
 
 WITHOUT_TORCH = [
@@ -117,6 +119,14 @@ def in_a_new_process(code: str) -> str:
     return done.stdout
 
 
+def write_scored(folder: Path) -> None:
+    """A truth of two cells, and a submission with one of them."""
+    (folder / TRUTH).write_text(
+        "id,annotation,width,height,cell_type\na,1 4,4,4,cort\na,9 4,4,4,cort\n", encoding="utf-8"
+    )
+    (folder / SUBMISSION).write_text("id,predicted\na,1 4\n", encoding="utf-8")
+
+
 @pytest.mark.parametrize("room", WITHOUT_TORCH)
 def test_rooms_without_torch(room: str) -> None:
     in_a_new_process(
@@ -125,18 +135,38 @@ def test_rooms_without_torch(room: str) -> None:
 
 
 def test_reading_a_manifest_and_scoring_a_file_leaves_torch_out(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text(
-        "id,annotation,width,height,cell_type\na,1 4,4,4,cort\na,9 4,4,4,cort\n", encoding="utf-8"
-    )
-    (tmp_path / "s.csv").write_text("id,predicted\na,1 4\n", encoding="utf-8")
+    write_scored(tmp_path)
     in_a_new_process(
         "import sys\nfrom sartorius_infer import read_found, read_truth, score\n"
         "from sartorius_infer.manifest.manifest import load_manifest\nfrom pathlib import Path\n"
         "load_manifest(Path('weights_manifest.json'))\n"
-        f"truth = read_truth({str(tmp_path / 't.csv')!r})\n"
-        f"assert score(truth, read_found({str(tmp_path / 's.csv')!r}, truth)).mean == 0.5\n"
+        f"truth = read_truth({str(tmp_path / TRUTH)!r})\n"
+        f"assert score(truth, read_found({str(tmp_path / SUBMISSION)!r}, truth)).mean == 0.5\n"
         "assert 'torch' not in sys.modules"
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["import", "--help"],
+        ["score", "--truth", TRUTH, "--submission", SUBMISSION],
+        ["check", "--submission", SUBMISSION],
+    ],
+    ids=lambda words: words[0],
+)
+def test_commands_that_run_no_network_load_little(words: list[str], tmp_path: Path) -> None:
+    """Neither torch nor anything else that costs as much as the rest together."""
+    write_scored(tmp_path)
+    words = [str(tmp_path / word) if word in (TRUTH, SUBMISSION) else word for word in words]
+    said = in_a_new_process(
+        "import sys\nfrom sartorius_infer.cli.main import main\n"
+        f"try: ended = main({words!r})\nexcept SystemExit as end: ended = end.code\nassert ended == 0\n"
+        "assert not {'torch', 'numba', 'scipy', 'cv2', 'pydantic', 'matplotlib'} & set(sys.modules)"
+    )
+    assert said
 
 
 def test_public_names_are_what_they_are_before_and_after_their_modules() -> None:

@@ -17,8 +17,9 @@ import numpy as np
 
 from sartorius_infer.types import Bool, Int32, Int64
 
-# Eighteen digits keep the sum of a start and a length within int64.
-_INTEGER = re.compile(r"-?[0-9]{1,18}")
+# So that the sum of a start and a length stays within int64.
+_DIGITS = 18
+_INTEGER = re.compile(rf"-?[0-9]{{1,{_DIGITS}}}")
 _PAIRS_AT_ONCE = 1 << 20
 
 Mask = tuple[Int64, Int64]
@@ -191,16 +192,28 @@ def decode(rle: str, size_hw: tuple[int, int]) -> tuple[Int64, Int64]:
     Raises ValueError with every reason, joined by "; ", if the string is not sorted, disjoint,
     positive pairs within an image of `size_hw`.
     """
-    words = rle.split()
-    if not all(map(_INTEGER.fullmatch, words)):
-        wrong = next(word for word in words if not _INTEGER.fullmatch(word))
-        raise ValueError(f"expected integers of at most 18 digits, found {wrong[:30]!r}")
-    if len(words) % 2:
-        raise ValueError(f"expected start length pairs, found an odd number of values ({len(words)})")
-    starts, lengths = np.array(list(map(int, words)), np.int64).reshape(-1, 2).T
+    numbers = _integers(rle)
+    if len(numbers) % 2:
+        raise ValueError(f"expected start length pairs, found an odd number of values ({len(numbers)})")
+    starts, lengths = numbers.reshape(-1, 2).T
     if len(starts) and not _sound(starts, lengths, size_hw):
         raise ValueError("; ".join(_faults(starts, lengths, size_hw)))
     return starts - 1, lengths
+
+
+def _integers(text: str) -> Int64:
+    """The integers of a text with spaces between them, int64 (N,). Raises ValueError for anything else."""
+    together = text.replace(" ", "")
+    if together.isascii() and together.isdecimal():
+        # A tenth of the time of words one by one; what overflows comes out as the greatest of int64.
+        numbers = np.fromstring(text, np.int64, sep=" ")
+        if numbers.max() < 10**_DIGITS:
+            return numbers
+    words = text.split()
+    if not all(map(_INTEGER.fullmatch, words)):
+        wrong = next(word for word in words if not _INTEGER.fullmatch(word))
+        raise ValueError(f"expected integers of at most {_DIGITS} digits, found {wrong[:30]!r}")
+    return np.array(list(map(int, words)), np.int64)
 
 
 def decode_mask(rle: str, size_hw: tuple[int, int]) -> Bool:

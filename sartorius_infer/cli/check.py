@@ -35,22 +35,26 @@ def check_parser() -> argparse.ArgumentParser:
 
 def check_command(arguments: argparse.Namespace) -> int:
     """List what is wrong."""
-    from sartorius_infer.images.find import find_images
-    from sartorius_infer.images.read import image_size
     from sartorius_infer.output.results import is_results
     from sartorius_infer.output.submission import read_sample_submission
 
     is_coco = is_results(arguments.submission)
     if arguments.image_ids and not is_coco:
         raise UsageError(f"--image-ids is for COCO results (.json, .zip), found {arguments.submission.name}")
-    files = find_images(arguments.images, arguments.recursive) if arguments.images else None
-    sizes = {file.id: image_size(file) for file in files} if files is not None else None
+    sizes = _sizes(arguments) if arguments.images else None
     sample = read_sample_submission(arguments.sample_submission) if arguments.sample_submission else None
     problems = (_coco if is_coco else _kaggle)(arguments, sizes, sample)
     count = len(problems)
     found = "no problems" if count == 0 else "1 problem" if count == 1 else f"{count} problems"
     print(f"{arguments.submission}: {found}")
     return BAD_INPUT if problems else OK
+
+
+def _sizes(arguments: argparse.Namespace) -> dict[str, tuple[int, int]]:
+    from sartorius_infer.images.find import find_images
+    from sartorius_infer.images.read import image_size
+
+    return {file.id: image_size(file) for file in find_images(arguments.images, arguments.recursive)}
 
 
 def _kaggle(

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from sartorius_infer.errors import TruthError
-from sartorius_infer.evaluate.coco_truth import read_coco
-from sartorius_infer.evaluate.label_maps import read_label_maps
-from sartorius_infer.evaluate.train_csv import read_train_csv
 from sartorius_infer.evaluate.true_image import TrueImage as TrueImage
 from sartorius_infer.evaluate.true_image import paths_of
 from sartorius_infer.files import as_id, as_path
@@ -23,15 +20,27 @@ def read_truth(path: str | Path) -> dict[str, TrueImage]:
     Ids are as `files.as_id` spells them. Raises TruthError, naming the file and the image.
     """
     path = as_path(path, "truth")
-    if path.is_dir():
-        found = read_label_maps(path)
-    else:
-        found = read_coco(path) if path.suffix.lower() == ".json" else read_train_csv(path)
+    found = _reader(path)(path)
     images = {as_id(name): replace(image, id=as_id(name)) for name, image in found.items()}
     if len(images) < len(found):
         twice = next(name for name, count in Counter(map(as_id, found)).items() if count > 1)
         raise TruthError(f"{path}: expected one truth of each image, found two of {twice}")
     return images
+
+
+def _reader(path: Path) -> Callable[[Path], dict[str, TrueImage]]:
+    # Imported where they are used: each brings libraries that the others do not need.
+    if path.is_dir():
+        from sartorius_infer.evaluate.label_maps import read_label_maps
+
+        return read_label_maps
+    if path.suffix.lower() == ".json":
+        from sartorius_infer.evaluate.coco_truth import read_coco
+
+        return read_coco
+    from sartorius_infer.evaluate.train_csv import read_train_csv
+
+    return read_train_csv
 
 
 def called_as(truth: Mapping[str, TrueImage], ids: Iterable[str], source: Path) -> dict[str, TrueImage]:

@@ -279,6 +279,17 @@ def test_malformed_strings_give_every_reason(text: str, reason: str) -> None:
             decoder(text, (3, 4))
 
 
+@given(st.text("0123456789  \t-+_.\uff11x", max_size=50) | st.text("0123456789 "))
+def test_integers_are_those_of_the_words(text: str) -> None:
+    words = text.split()
+    try:
+        found = rle._integers(text)
+    except ValueError:
+        assert any(not re.fullmatch("-?[0-9]{1,18}", word) for word in words)
+    else:
+        assert (found.dtype, found.tolist()) == (np.int64, [int(word) for word in words])
+
+
 @given(st.lists(st.integers(-1, 14), max_size=6))
 def test_decode_accepts_exactly_what_its_rules_allow(numbers: list[int]) -> None:
     pairs = list(zip(numbers[::2], numbers[1::2], strict=False))

@@ -24,7 +24,7 @@ from sartorius_infer.evaluate.metric import (
     true_cells,
     twentieths,
 )
-from sartorius_infer.evaluate.truth import read_train_csv
+from sartorius_infer.evaluate.train_csv import read_train_csv
 from sartorius_infer.types import Bool
 
 TRAIN = SARTORIUS / "train.csv"
