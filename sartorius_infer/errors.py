@@ -59,3 +59,7 @@ class JournalError(SartoriusError):
 
 class TruthError(SartoriusError):
     """Annotations that cannot be read, or do not belong to the images."""
+
+
+class ExtraError(SartoriusError):
+    """Packages of an extra that were asked for and are not there."""

@@ -15,7 +15,8 @@ PACKAGE = ROOT / "sartorius_infer"
 
 STOREYS = [
     "cli", "show", "tuning", "kaggle", "run", "evaluate", "ensemble", "output", "networks", "cells",
-    "competition", "checkpoints", "manifest", "images", "files", "types", "errors", "version",
+    "laboratory", "competition", "checkpoints", "manifest", "images", "streams", "files", "types", "errors",
+    "version",
 ]  # fmt: skip
 """The folders and files of the package, from the top: each may import what stands below it."""
 
@@ -28,7 +29,7 @@ WITHOUT_TORCH = [
     "evaluate.truth", "evaluate.scoring", "evaluate.metric", "evaluate.coco_score", "evaluate.submissions",
     "show.report", "show.candidates", "show.matches", "tuning.choices", "tuning.search", "tuning.curves",
     "output.submission", "output.check", "output.coco_check", "output.writers", "output.predictions",
-    "output.render",
+    "output.render", "output.tables",
     "cells.claim", "ensemble.weights",
     "kaggle", "cli.main", "run.journal",
 ]  # fmt: skip

@@ -122,7 +122,8 @@ def test_the_json_examples_are_valid(block: Block) -> None:
 
 
 def test_each_dependency_has_its_line() -> None:
-    names = {re.split(r"[<>=!]", requirement)[0] for requirement in PROJECT["dependencies"]}
+    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["lab"]
+    names = {re.split(r"[<>=!]", requirement)[0] for requirement in wanted}
     section = README.split("## Dependencies, and why")[1].split("\n## ")[0]
     table = set(re.findall(r"^\| ([a-z-]+) \| .+ \|$", section, re.M)) - {"package"}
     assert table == names
@@ -130,7 +131,8 @@ def test_each_dependency_has_its_line() -> None:
 
 def test_the_lock_pins_every_dependency_exactly() -> None:
     lock = (ROOT / "requirements.lock").read_text().lower().replace("_", "-")
-    for requirement in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+    extras = PROJECT["optional-dependencies"]
+    for requirement in PROJECT["dependencies"] + extras["lab"] + extras["dev"]:
         name = re.split(r"[<>=!]", requirement)[0]
         assert re.search(rf"^{name.lower()}==[0-9.post]+$", lock, re.M), name
 

@@ -13,11 +13,15 @@ from sartorius_infer.cells.colours import class_colours
 from sartorius_infer.cells.contours import outer_rings
 from sartorius_infer.cells.rle import CocoRle, areas_and_boxes, encode_coco, encode_label_map
 from sartorius_infer.errors import ImageError, size_text
+from sartorius_infer.files import as_path
 from sartorius_infer.types import Bool, CellImage, Float32, Float64, Int32, Int64, UInt8, expect
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -116,7 +120,8 @@ class Instances:
         """A row for each cell; tables of several images may be concatenated.
 
         Columns: id (the image's), cell (its number in the label map), class, score, area, the corners
-        x0, y0, x1, y1 of its box, and centroid_x, centroid_y, NaN for a cell without pixels.
+        x0, y0, x1, y1 of its box, and centroid_x, centroid_y, NaN for a cell without pixels. Shapes and
+        intensities are in `measurements`.
         """
         import pandas as pd
 
@@ -131,6 +136,64 @@ class Instances:
         columns |= zip(("x0", "y0", "x1", "y1"), self.boxes.astype(np.int64).T, strict=True)
         columns |= zip(("centroid_x", "centroid_y"), self._centroids().T, strict=True)
         return pd.DataFrame(columns)
+
+    def measurements(
+        self, image: CellImage | NDArray[Any] | None = None, pixel_size_um: float | None = None
+    ) -> pd.DataFrame:
+        """A row for each cell that has pixels: image, label, class, score, and what `measure` tells of it.
+
+        `image` is (H, W) or (H, W, C) of any numbers, for mean_intensity, a column that is left out without
+        one; `pixel_size_um` the side of a pixel, for lengths in micrometres. Raises ExtraError without
+        scikit-image, ImageError for an image of another size, ValueError unless the pixel size is over 0.
+        """
+        import pandas as pd
+
+        from sartorius_infer.laboratory.measure import measure
+
+        values = None if image is None else self._own(image)
+        columns = measure(self.label_map, values, pixel_size_um)
+        order = columns.pop("label") - 1
+        named = [self.class_names[label - 1] for label in self.labels[order]]
+        table: dict[str, Any] = {
+            "image": pd.Series([self.image_id] * len(order), dtype="str"),
+            "label": order + 1,
+            "class": pd.Series(named, dtype="str"),
+            "score": self.scores[order],
+        }
+        return pd.DataFrame(table | columns)
+
+    def summary(self, pixel_size_um: float | None = None) -> dict[str, Any]:
+        """The image in numbers: its size, cells and their area in all and by class.
+
+        Keys: image, height_px, width_px, cells, area_px2 (or area_um2), confluence (the share of the image
+        that is of cells, 0 to 1), then cells_<class> and area_px2_<class> of each class.
+        """
+        from sartorius_infer.laboratory.measure import area_name, require_size
+
+        require_size(pixel_size_um)
+        areas = self.areas * (pixel_size_um or 1) ** 2
+        counts = np.bincount(self.labels[self.areas > 0], minlength=len(self.class_names) + 1)
+        sums = [areas[self.labels == label].sum().item() for label in range(len(self.class_names) + 1)]
+        (height, width), area = self.label_map.shape, area_name(pixel_size_um)
+        told: dict[str, Any] = {"image": self.image_id, "height_px": height, "width_px": width}
+        told |= {"cells": int(counts.sum()), area: areas.sum().item()}
+        told["confluence"] = float((self.label_map > 0).mean())
+        for label, name in enumerate(self.class_names, start=1):
+            told |= {f"cells_{name}": int(counts[label]), f"{area}_{name}": sums[label]}
+        return told
+
+    def write_labels(self, path: str | Path) -> None:
+        """Write the label map as a TIFF, by `write_label_map`: label n is cell n of every table."""
+        from sartorius_infer.laboratory.labels import write_label_map
+
+        write_label_map(as_path(path, "label map"), self.label_map)
+
+    def write_rois(self, path: str | Path) -> None:
+        """Write the outlines as a zip of ImageJ's regions, by `write_rois`, each in its class's colour."""
+        from sartorius_infer.laboratory.rois import write_rois
+
+        palette = class_colours(len(self.class_names))
+        write_rois(as_path(path, "ROIs"), self.polygons(), [palette[label - 1] for label in self.labels])
 
     def _centroids(self) -> Float64:
         """The mean x, y of each cell's pixels' centres, float64 (N, 2)."""
@@ -154,7 +217,7 @@ class Instances:
         if ax is None:
             _, ax = pyplot.subplots()
         if image is not None:
-            self._show(image.pixels if isinstance(image, CellImage) else np.asarray(image), ax)
+            self._show(self._own(image), ax)
         polygons, colours = self.polygons(), np.array(class_colours(len(self.class_names))) / 255
         for label, (name, colour) in enumerate(zip(self.class_names, colours, strict=True), start=1):
             own = np.flatnonzero(self.labels == label).tolist()
@@ -166,14 +229,28 @@ class Instances:
         ax.legend()
         return ax
 
+    def _own(self, image: CellImage | NDArray[Any]) -> NDArray[Any]:
+        """The pixels of an image; raises ImageError where they cannot be those of this one."""
+        pixels = image.pixels if isinstance(image, CellImage) else np.asarray(image)
+        if pixels.shape[:2] != self.label_map.shape:
+            expected, found = size_text(self.label_map.shape), size_text(pixels.shape)
+            raise ImageError(f"{self.image_id}: expected an image of {expected} pixels, found {found}")
+        return pixels
+
     def _show(self, pixels: UInt8, ax: Axes) -> None:
         """Draw pixels under the cells."""
         height, width = self.label_map.shape
-        if pixels.shape[:2] != (height, width):
-            expected, found = size_text((height, width)), size_text(pixels.shape)
-            raise ImageError(f"{self.image_id}: expected an image of {expected} pixels, found {found}")
         low, high = np.percentile(pixels, (1, 99)) if pixels.ndim == 2 else (None, None)
         ax.imshow(pixels, cmap="gray", vmin=low, vmax=high, extent=(0, width, height, 0))
+
+
+def no_cells(image_id: str, size_hw: tuple[int, int], class_names: Sequence[str]) -> Instances:
+    """An image in which nothing was found."""
+    nothing = np.zeros(0)
+    label_map = np.zeros(size_hw, np.int32)
+    return Instances(
+        image_id, label_map, nothing.astype(np.float32), nothing.astype(np.int64), tuple(class_names)
+    )
 
 
 def coco_results(

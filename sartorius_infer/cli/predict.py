@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
+from sartorius_infer.cli.laboratory import add_laboratory, laboratory_options, require_laboratory
 from sartorius_infer.cli.options import (
     OK,
     SOME_FAILED,
@@ -70,6 +71,7 @@ def predict_parser() -> argparse.ArgumentParser:
     _add_ensemble_options(parser)
     add_rules(parser)
     _add_run_options(parser)
+    add_laboratory(parser)
     return parser
 
 
@@ -184,6 +186,7 @@ def predict_command(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
     written_as = format_of(arguments.out, arguments.format)
     _require_coco(arguments, written_as)
+    require_laboratory(arguments)
     from sartorius_infer.run.runs import execute
 
     jobs, ignored = _jobs(arguments)
@@ -246,6 +249,7 @@ def _run(
             on_error=arguments.on_error,
             save_predictions=arguments.save_predictions,
             overlays=arguments.overlays,
+            **laboratory_options(arguments),
             keep_overlaps=arguments.overlaps == "keep",
         ),
         numbers=numbers,
@@ -384,9 +388,10 @@ def _report(summary: Summary, ignored: Sequence[str], run: Run, unused: Sequence
     _print_list("ignored", [f"  {name}: not in the sample submission" for name in ignored])
     _print_list("no image", [f"  {entry}: in the list of ids alone" for entry in unused])
     print(f"written   {run.out}")
-    for folder in (run.options.overlays, run.options.save_predictions):
-        if folder:
-            print(f"          {folder}{os.sep}")
+    for table in run.options.tables:
+        print(f"          {table}")
+    for folder in run.options.folders:
+        print(f"          {folder}{os.sep}")
 
 
 def _print_list(title: str, lines: Sequence[str], most: int = 20) -> None:

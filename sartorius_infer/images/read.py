@@ -41,6 +41,16 @@ def read_image(file: str | Path | ImageFile, limits: Limits | None = None) -> Ce
     `formats.MAX_PIXELS`, or if its samples are signed, floats or wider than 16 bits, or if it
     holds several pages or a stack, or if its name is not UTF-8, so that no output could name it.
     """
+    return read_with_values(file, limits)[0]
+
+
+def read_with_values(
+    file: str | Path | ImageFile, limits: Limits | None = None
+) -> tuple[CellImage, NDArray[Any]]:
+    """An image as `read_image` gives it, and its pixels before they became 8-bit ones.
+
+    Those are (H, W) gray or (H, W, 3) RGB in the file's own type; bright is high in either.
+    """
     if not isinstance(file, ImageFile):
         file = ImageFile(as_id(as_path(file, "image").stem), Path(file))
     with naming(file.path):
@@ -48,9 +58,11 @@ def read_image(file: str | Path | ImageFile, limits: Limits | None = None) -> Ce
         data = file.path.read_bytes()
         form, _ = header(BytesIO(data))
         form.check(data)
-        picture = form.decode(data)
-        pixels = _to_eight_bits(picture.pixels, limits)
-        return CellImage(file.id, ~pixels if picture.negative else pixels)
+        values, negative = form.decode(data)
+        pixels = _to_eight_bits(values, limits)
+        if negative:
+            pixels, values = ~pixels, ~values
+        return CellImage(file.id, pixels), values
 
 
 def image_size(file: ImageFile) -> tuple[int, int]:

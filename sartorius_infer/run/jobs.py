@@ -11,6 +11,8 @@ from typing import Literal
 from sartorius_infer.errors import ImageError
 from sartorius_infer.files import as_id
 from sartorius_infer.images.find import ImageFile, naming, require_text
+from sartorius_infer.laboratory.extra import LABELS, MEASUREMENTS, ROIS, require
+from sartorius_infer.output.tables import images_path
 from sartorius_infer.run.journal import Result
 
 
@@ -42,6 +44,10 @@ class Options:
     on_error          what a failing image does: become blank, or stop the run
     save_predictions  folder for soft predictions before any rule, or None
     overlays          folder for pictures, or None
+    labels            folder for label maps, or None
+    rois              folder for ImageJ's regions, or None
+    table             the table of cells, beside which lies that of images, or None
+    pixel_size_um     the side of a pixel for the tables, or None: they are in pixels
     keep_overlaps     whether cells may share pixels
     """
 
@@ -49,7 +55,29 @@ class Options:
     on_error: Literal["blank", "stop"] = "blank"
     save_predictions: Path | None = None
     overlays: Path | None = None
+    labels: Path | None = None
+    rois: Path | None = None
+    table: Path | None = None
+    pixel_size_um: float | None = None
     keep_overlaps: bool = False
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Those that are written to, a file an image."""
+        every = (self.overlays, self.labels, self.rois, self.save_predictions)
+        return tuple(folder for folder in every if folder is not None)
+
+    @property
+    def tables(self) -> tuple[Path, ...]:
+        """The tables of cells and of images, if they are asked for."""
+        return () if self.table is None else (self.table, images_path(self.table))
+
+    def require_extra(self) -> None:
+        """Raise ExtraError where an output is asked for and the package that makes it is not there."""
+        asked = {"--labels": self.labels, "--rois": self.rois, "--table": self.table}
+        for (option, place), package in zip(asked.items(), (LABELS, ROIS, MEASUREMENTS), strict=True):
+            if place is not None:
+                require(package, option)
 
 
 @dataclass

@@ -31,12 +31,14 @@ class Result:
     pieces  its text in the output, as `ResultWriter.encode` made it
     cells   how many cells of each class
     error   why it is blank, or ""
+    tables  its lines in the tables of cells and of images, as `TableWriter.encode` made them, if any
     """
 
     id: str
     pieces: list[str]
     cells: dict[str, int] = field(default_factory=dict)
     error: str = ""
+    tables: tuple[list[str], str] | None = None
 
 
 class _Place(NamedTuple):

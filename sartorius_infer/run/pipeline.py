@@ -14,18 +14,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from numpy.typing import NDArray
 
 from sartorius_infer.cells.claim import build_instances, build_overlapping, selector
 from sartorius_infer.cells.instances import Instances
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.errors import PredictionError, SartoriusError, first_line
-from sartorius_infer.images.read import Limits, read_image
+from sartorius_infer.files import as_id
+from sartorius_infer.images.read import Limits, read_with_values
 from sartorius_infer.output.predictions import save_prediction
 from sartorius_infer.output.render import overlay, save_overlay
+from sartorius_infer.output.tables import TableLines, TableWriter
 from sartorius_infer.output.writers import ResultWriter
 from sartorius_infer.run.budget import Budget
 from sartorius_infer.run.jobs import Batch, Job, Options
@@ -45,11 +48,12 @@ def run(
     options: Options,
     budget: Budget | None = None,
     on_image: Callable[[str], None] = lambda image_id: None,
+    tables: TableWriter | None = None,
 ) -> Iterator[tuple[int, list[Result]]]:
     """Predict every batch; yields its number and its images' results, in the order of the batches.
 
-    `encode` makes the text of an image; nothing is written to it. `on_image` is told each finished
-    id. Raises the image's SartoriusError with `on_error="stop"`.
+    `encode` makes the text of an image, `tables` its lines; nothing is written to them. `on_image` is told
+    each finished id. Raises the image's SartoriusError with `on_error="stop"`.
     """
     # The pools end by themselves when the run does; a failure must not wait for queued pictures.
     readers, finishers = ThreadPoolExecutor(options.workers), ThreadPoolExecutor(options.workers)
@@ -57,10 +61,10 @@ def run(
     depth = size + options.workers
     try:
         tasks = ((batch.number, job) for batch in batches for job in batch.jobs)
-        read = partial(_decode, limits=ensemble.manifest.images.limits)
+        read = partial(_decode, limits=ensemble.manifest.images.limits, keep=tables is not None)
         decoded = _ahead(readers, read, tasks, depth)
         runner = _Runner(ensemble, options, budget, size, sum(len(batch.jobs) for batch in batches))
-        finish = _Finisher(ensemble, options, encode)
+        finish = _Finisher(ensemble, options, encode, tables)
         outcomes = _ahead(finishers, finish, _predicted(runner, decoded), depth, eager=True)
         for batch in batches:
             results = []
@@ -77,11 +81,15 @@ def run(
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """A job of a batch on its way to a result: what it has become so far, or why it failed."""
+    """A job of a batch on its way to a result: what it has become so far, or why it failed.
+
+    `values` are the image's stored pixels, where they are asked for.
+    """
 
     batch: int
     id: str
     image: CellImage | None = None
+    values: NDArray[Any] | None = None
     prediction: Prediction | None = None
     error: SartoriusError | None = None
 
@@ -114,12 +122,13 @@ def _ahead(
         yield waiting.popleft().result()
 
 
-def _decode(task: tuple[int, Job], limits: Limits | None) -> _Work:
+def _decode(task: tuple[int, Job], limits: Limits | None, keep: bool) -> _Work:
     batch, job = task
     if job.file is None:
         return _Work(batch, job.id, error=job.fault)
     try:
-        return _Work(batch, job.id, image=read_image(job.file, limits))
+        image, values = read_with_values(job.file, limits)
+        return _Work(batch, job.id, image, values if keep else None)
     except SartoriusError as error:
         return _Work(batch, job.id, error=error)
 
@@ -208,13 +217,17 @@ def _is_out_of_memory(error: BaseException) -> bool:
 class _Finisher:
     """From prediction to text, with the files that each image leaves beside the output."""
 
-    def __init__(self, ensemble: Ensemble, options: Options, encode: ResultWriter) -> None:
+    def __init__(
+        self, ensemble: Ensemble, options: Options, encode: ResultWriter, tables: TableWriter | None
+    ) -> None:
         self.rules, self.classes, self.options = ensemble.manifest.rules, ensemble.classes, options
-        self.encode = encode
+        self.encode, self.tables = encode, tables
 
     def __call__(self, work: _Work) -> _Outcome:
         if work.prediction is None or work.image is None:
-            result = Result(work.id, self.encode.encode_blank(work.id), error=str(work.error))
+            error = str(work.error)
+            lines = None if self.tables is None else self.tables.encode_failure(work.id, error)
+            result = Result(work.id, self.encode.encode_blank(work.id), error=error, tables=lines)
             return _Outcome(result, work.error)
         build = build_overlapping if self.options.keep_overlaps else build_instances
         cells = build(work.prediction, self.rules, self.classes)
@@ -223,5 +236,15 @@ class _Finisher:
         if self.options.overlays is not None:
             seen = cells if isinstance(cells, Instances) else cells.flattened()
             save_overlay(self.options.overlays, work.image.id, overlay(work.image, seen))
+        lines = self._for_laboratories(cells, work.values) if isinstance(cells, Instances) else None
         names = [self.classes[label - 1] for label in cells.labels]
-        return _Outcome(Result(work.id, self.encode.encode(cells), dict(Counter(names))), None)
+        result = Result(work.id, self.encode.encode(cells), dict(Counter(names)), tables=lines)
+        return _Outcome(result, None)
+
+    def _for_laboratories(self, cells: Instances, values: NDArray[Any] | None) -> TableLines | None:
+        """Write the files that are asked for, and make the lines of the tables."""
+        if self.options.labels is not None:
+            cells.write_labels(self.options.labels / f"{as_id(cells.image_id)}.tif")
+        if self.options.rois is not None:
+            cells.write_rois(self.options.rois / f"{as_id(cells.image_id)}.zip")
+        return None if self.tables is None or values is None else self.tables.encode(cells, values)

@@ -11,12 +11,13 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sartorius_infer.errors import JournalError, SubmissionError, some
+from sartorius_infer.output.tables import TableLines, TableWriter
 from sartorius_infer.output.writers import ResultWriter, open_writer
 from sartorius_infer.run.budget import Budget
 from sartorius_infer.run.jobs import Batch, Job, Options, Summary, plan_batches
@@ -69,23 +70,30 @@ class Run:
         return self.resume or self.rank.count > 1 or bool(self.rank.agent)
 
     def prepare(self) -> None:
-        """Make the folders; raise SubmissionError where the output cannot be written, OSError elsewhere.
+        """Make the folders; raise SubmissionError where a file cannot be written, OSError elsewhere.
 
         Images whose names already tell that they will fail are said, or, with `on_error="stop"`, raise
-        ImageError. It is all found out again later, but after networks were loaded, which takes long.
+        ImageError, as does an extra that is not there ExtraError. It is all found out again later, but after
+        networks were loaded, which takes long.
         """
+        self.options.require_extra()
         faults = [fault for job in self.jobs if (fault := job.fault)]
         if faults and self.options.on_error == "stop":
             raise faults[0]
         if faults and self.rank.is_first:
             log.warning("left blank: %s", some(faults, between="; "))
-        for folder in (self.out.parent, self.options.save_predictions, self.options.overlays):
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-        place = self.out if self.out.exists() and not self.out.is_file() else self.out.parent
-        if self.out.is_dir() or not os.access(place, os.W_OK):
-            reason = os.strerror(errno.EISDIR if self.out.is_dir() else errno.EACCES)
-            raise SubmissionError(f"{self.out}: cannot be written: {reason}")
+        files = (self.out, *self.options.tables)
+        for folder in (*(file.parent for file in files), *self.options.folders):
+            folder.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            _require_writable(file)
+
+
+def _require_writable(file: Path) -> None:
+    place = file if file.exists() and not file.is_file() else file.parent
+    if file.is_dir() or not os.access(place, os.W_OK):
+        reason = os.strerror(errno.EISDIR if file.is_dir() else errno.EACCES)
+        raise SubmissionError(f"{file}: cannot be written: {reason}")
 
 
 def execute(
@@ -96,16 +104,37 @@ def execute(
     Raises SubmissionError where the output cannot be written, JournalError, and an image's own error with
     `on_error="stop"`.
     """
-    writer = open_writer(run.out, run.format, run.numbers)
+    outputs = Outputs.of(run, ensemble.classes)
     with together(run.rank) as barrier:
-        with writer if run.rank.is_first else nullcontext():
+        with outputs.opened() if run.rank.is_first else nullcontext():
             size = run.batch_size or (4 if ensemble.device.type == "cuda" else 1)
-            work = _Work(run, ensemble, plan_batches(run.jobs, size), writer, barrier, progress)
+            work = _Work(run, ensemble, plan_batches(run.jobs, size), outputs, barrier, progress)
             journal = open_journal(run, ensemble, work.batches, barrier) if run.keeps_journal else None
             summary = work.directly() if journal is None else work.with_journal(journal)
         if journal is not None and summary is not None:
             journal.remove()
     return summary
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """The files that hold something of every image."""
+
+    results: ResultWriter
+    tables: TableWriter | None
+
+    @classmethod
+    def of(cls, run: Run, classes: Sequence[str]) -> Outputs:
+        """Those of a run, untouched."""
+        table, size_um = run.options.table, run.options.pixel_size_um
+        tables = None if table is None else TableWriter(table, classes, size_um)
+        return cls(open_writer(run.out, run.format, run.numbers), tables)
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Files that appear whole once the block ends well."""
+        with self.results, self.tables or nullcontext():
+            yield
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +144,7 @@ class _Work:
     run: Run
     ensemble: Ensemble
     batches: Sequence[Batch]
-    writer: ResultWriter
+    outputs: Outputs
     barrier: Callable[[], None]
     progress: Progress
 
@@ -123,7 +152,7 @@ class _Work:
         """Every job by this process, written as it goes."""
         summary, start = self._summary(), time.perf_counter()
         for _, results in self._predict(self.batches, budget_of(self.run)):
-            write(results, self.writer, summary)
+            write(results, self.outputs, summary)
         summary.seconds = time.perf_counter() - start
         return summary
 
@@ -140,7 +169,7 @@ class _Work:
         if not self.run.rank.is_first:
             return None
         summary = self._summary()
-        write(_all_results(journal, len(self.batches)), self.writer, summary)
+        write(_all_results(journal, len(self.batches)), self.outputs, summary)
         summary.seconds = time.perf_counter() - start
         return summary
 
@@ -155,17 +184,20 @@ class _Work:
         return pipeline.run(
             self.ensemble,
             batches,
-            self.writer,
+            self.outputs.results,
             self.run.options,
             budget,
             lambda image_id: self.progress(next(done), count, image_id),
+            self.outputs.tables,
         )
 
 
-def write(results: Iterable[Result], writer: ResultWriter, summary: Summary) -> None:
+def write(results: Iterable[Result], outputs: Outputs, summary: Summary) -> None:
     """Write results in their order and count them; raises SubmissionError where that fails."""
     for result in results:
-        writer.write(result.pieces)
+        outputs.results.write(result.pieces)
+        if outputs.tables is not None and result.tables is not None:
+            outputs.tables.write(TableLines(*result.tables))
         summary.add(result)
 
 
@@ -220,7 +252,9 @@ def _about(run: Run, ensemble: Ensemble, batches: Sequence[Batch]) -> dict[str, 
         "images": images_sha256(run.jobs),
         "range of 16 bits": str(manifest.images.limits),
         "batch size": str(len(batches[0].jobs) if batches else 0),
-        "folders": f"overlays {options.overlays}, predictions {options.save_predictions}",
+        "folders": f"overlays {options.overlays}, labels {options.labels}, rois {options.rois}, "
+        f"predictions {options.save_predictions}",
+        "table": f"{options.table}, {options.pixel_size_um} um",
         "weights": weights_sha256(ensemble),
         "plugins": _sha256("".join(_sha256(p.read_text(encoding="utf-8")) for p in run.plugins)),
         "precision": run.precision,

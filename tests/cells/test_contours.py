@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from rings import rasterised
 from scipy import ndimage
 
 from sartorius_infer.cells.contours import outer_rings
@@ -18,18 +17,6 @@ from sartorius_infer.types import Bool, Float32
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.booleans())
-
-
-def rasterised(rings: Sequence[Float32], size_hw: tuple[int, int]) -> Bool:
-    """The pixels whose centres lie in any of the rings: each upright edge turns what is right of it over."""
-    inside = np.zeros(size_hw, np.bool_)
-    for ring in rings:
-        own = np.zeros(size_hw, np.bool_)
-        for (x0, y0), (x1, y1) in zip(ring.astype(int), np.roll(ring, -1, axis=0).astype(int), strict=True):
-            assert (x0 == x1) != (y0 == y1), "edges are upright or level, and have a length"
-            own[min(y0, y1) : max(y0, y1), x0:] ^= True
-        inside |= own
-    return inside
 
 
 def area(ring: Float32) -> float:

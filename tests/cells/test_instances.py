@@ -282,6 +282,38 @@ def test_a_plot_over_another_image() -> None:
     pyplot.close("all")
 
 
+@settings(max_examples=30)
+@given(label_maps)
+def test_measurements_are_of_cells_with_pixels_and_agree_with_the_table(label_map: Int32) -> None:
+    cells = four(label_map)
+    plain = cells.to_dataframe()
+    plain = plain[plain["area"] > 0]
+    found = cells.measurements(label_map, pixel_size_um=2.0)
+    assert found["label"].tolist() == plain["cell"].tolist()
+    assert found["class"].tolist() == plain["class"].tolist()
+    assert found["score"].tolist() == plain["score"].tolist()
+    assert set(found["image"]) <= {"image"}
+    for ours, theirs, scale in (
+        ("area_um2", "area", 4), ("x1_um", "x1", 2), ("y0_um", "y0", 2), ("centroid_x_um", "centroid_x", 2),
+    ):  # fmt: skip
+        np.testing.assert_allclose(found[ours], plain[theirs] * scale)
+    np.testing.assert_allclose(found["mean_intensity"], found["label"])
+    summary = cells.summary(2.0)
+    assert summary["cells"] == len(found) == sum(summary[f"cells_{name}"] for name in CLASSES)
+    assert summary["area_um2"] == found["area_um2"].sum()
+    for name in CLASSES:
+        assert summary[f"area_um2_{name}"] == found.loc[found["class"] == name, "area_um2"].sum()
+    assert summary["confluence"] == pytest.approx(float((label_map > 0).mean()))
+
+
+def test_measurements_of_another_image_are_refused() -> None:
+    with pytest.raises(ImageError, match=r"^image: expected an image of 5 x 7 pixels, found 7 x 5$"):
+        nothing().measurements(np.zeros((7, 5, 3), np.uint8))
+    for tell in (nothing().measurements, nothing().summary):
+        with pytest.raises(ValueError, match="pixel_size_um: expected a number over 0, found -1"):
+            tell(pixel_size_um=-1)
+
+
 # Nothing found.
 
 
@@ -291,5 +323,10 @@ def test_no_cells() -> None:
     assert cells.areas.shape == (0,) and cells.boxes.shape == (0, 4) and cells.boxes.dtype == np.float32
     assert (cells.polygons(), cells.rle(), cells.to_coco()) == ([], [], [])
     assert list(cells.to_dataframe().columns) == COLUMNS and len(cells.to_dataframe()) == 0
+    assert len(cells.measurements()) == 0
+    assert cells.summary() == {
+        "image": "image", "height_px": 5, "width_px": 7, "cells": 0, "area_px2": 0, "confluence": 0.0,
+        **{f"{what}_{name}": 0 for name in CLASSES for what in ("cells", "area_px2")},
+    }  # fmt: skip
     cells.plot()
     pyplot.close("all")

@@ -242,6 +242,37 @@ def test_overlays_and_predictions_are_all_there_after_a_resume(scene: Scene) -> 
         assert len(list((scene.folder / name).iterdir())) == COUNT
 
 
+def test_what_laboratories_take_home_is_the_same_after_a_kill_and_shared(
+    troubled: Scene, ensemble: Ensemble
+) -> None:
+    """Killed and resumed, and by three processes of which one was killed."""
+
+    def words(name: str) -> list[str]:
+        kinds = {"--labels": "l", "--rois": "r", "--table": "cells.csv"}
+        return [word for k, v in kinds.items() for word in (k, str(troubled.folder / name / v))]
+
+    def content(name: str) -> dict[str, bytes]:
+        found = (troubled.folder / name).rglob("*")
+        return {str(path.name) + path.parent.name: path.read_bytes() for path in found if path.is_file()}
+
+    assert troubled.run(*words("x")) == 3
+    with killed_after(4):
+        troubled.run("--resume", *words("x2"))
+    assert not (troubled.folder / "x2" / "cells.csv").exists()
+    assert troubled.run("--resume", *words("x2")) == 3
+    (troubled.folder / "x2").rename(troubled.folder / "resumed")
+    shared = troubled.folder / "x3"
+    options = Options(labels=shared / "l", rois=shared / "r", table=shared / "cells.csv")
+    plans = [replace(run_of_rank(troubled, Rank(i, 3, i, "agent")), options=options) for i in range(3)]
+    plans[0].prepare()
+    with meeting_by(threading.Barrier(3, timeout=30).wait), ThreadPoolExecutor(3) as pool:
+        list(pool.map(partial(one_of, ensemble), plans))
+    expected = {k.replace("x", ""): v for k, v in content("x").items()}
+    assert len(expected) == 2 * (COUNT - 2) + 2
+    assert {k.replace("resumed", ""): v for k, v in content("resumed").items()} == expected
+    assert {k.replace("x3", ""): v for k, v in content("x3").items()} == expected
+
+
 def test_no_finished_batch_waits_for_more_than_the_next_two(scene: Scene) -> None:
     """What is done goes to the journal while the networks are busy, not when the stock is full."""
     slow = write_weights(scene.folder / "slow", [0.05])
@@ -337,6 +368,8 @@ REFUSED: list[tuple[Change, list[str], str]] = [
     (nothing, ["--precision", "bf16"], "precision"),
     (nothing, ["--overlays", "pictures"], "folders"),
     (nothing, ["--save-predictions", "predictions"], "folders"),
+    (nothing, ["--labels", "pictures"], "folders"),
+    (nothing, ["--table", "t.csv"], "table"),
     (lambda s: new_vote(s) or edit_manifest(s, views=["rot180"]), [], "views, weights"),  # type: ignore[func-returns-value]
 ]
 

@@ -1,0 +1,1 @@
+"""What laboratories take home: label maps, outlines for ImageJ, measurements."""
