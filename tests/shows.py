@@ -112,7 +112,17 @@ def with_floors(looks: Looks, floors: tuple[float, ...]) -> Looks:
 
 
 def content_of(page: str) -> dict[str, Any]:
-    """What the page's script reads, as a browser cuts it out: up to the first end tag."""
-    (text,) = re.findall(r'<script id="content" type="application/json">(.*?)</script>', page, re.S)
-    found: dict[str, Any] = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    return found
+    """What the page's script reads, as a browser cuts it out: up to the first end tag.
+
+    `images` has of each what is counted with, and what is drawn as `drawing`.
+    """
+    found = {
+        name: [
+            json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+            for text in re.findall(rf'<script {name} type="application/json">(.*?)</script>', page, re.S)
+        ]
+        for name in ('id="content"', 'class="image"', 'class="drawing"')
+    }
+    (content,), images, drawings = found.values()
+    pairs = zip(images, drawings, strict=True)
+    return dict(content) | {"images": [image | {"drawing": drawn} for image, drawn in pairs]}

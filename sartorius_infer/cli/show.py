@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sartorius_infer.cli.options import (
     OK,
@@ -21,7 +22,9 @@ from sartorius_infer.cli.options import (
 from sartorius_infer.errors import ManifestError, PredictionError, SubmissionError, TruthError, some
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
+
+    from tqdm import tqdm
 
     from sartorius_infer.cells.rle import Mask
     from sartorius_infer.evaluate.submissions import Found
@@ -77,61 +80,100 @@ def show_command(arguments: argparse.Namespace) -> int:
         raise UsageError("expected --submission, --predictions or both, found neither")
     if arguments.predictions is None and (given := rules_given(arguments)):
         raise UsageError(f"{given}: expected --predictions, whose cells it changes, found none")
-    from tqdm import tqdm
-
-    from sartorius_infer.evaluate.truth import called_as, read_truth
-    from sartorius_infer.files import atomic_file
     from sartorius_infer.images.find import find_images
-    from sartorius_infer.show.report import report
 
-    truth = read_truth(arguments.truth) if arguments.truth else None
-    print_notes(truth or {}, sys.stderr)
+    truth = _truth(arguments)
     files = {file.id: file for file in find_images(arguments.images, arguments.recursive)}
-    truth = truth and called_as(truth, files, arguments.truth)
+    if truth is not None:
+        from sartorius_infer.evaluate.truth import called_as
+
+        truth = called_as(truth, files, arguments.truth)
     looks, curves = _looks(arguments, files, truth)
-    limits = _limits(arguments)
-    with tqdm(total=len(looks.images), unit=" image", desc="show", dynamic_ncols=True) as bar:
-
-        def advance(image_id: str) -> None:
-            bar.update()
-
-        try:
-            page = report(
-                list(files.values()),
-                looks,
-                truth,
-                curves,
-                arguments.iou,
-                title=f"Cells of {(arguments.submission or arguments.predictions).name}",
-                limits=limits,
-                on_image=advance,
-            )
-        except TruthError as error:
-            raise TruthError(f"{arguments.truth}: {error}") from None
-    with atomic_file(arguments.out, "w") as file:
-        file.write(page)
-    print(f"written   {arguments.out} ({len(page.encode()) / 1e6:.1f} MB), {len(looks.images)} images")
+    with _bar("show", len(looks.images)) as bar:
+        limits = _limits(arguments)  # after the bar is there: the manifest takes longer to read than all else
+        _write_page(arguments, files, looks, truth, curves, limits, bar)
+    size = arguments.out.stat().st_size / 1e6
+    print(f"written   {arguments.out} ({size:.1f} MB), {len(looks.images)} images")
     if arguments.overlays:
         _overlays(arguments, files, looks, truth, limits)
     return OK
 
 
+def _truth(arguments: argparse.Namespace) -> Truth | None:
+    if not arguments.truth:
+        return None
+    from sartorius_infer.evaluate.truth import read_truth
+
+    truth = read_truth(arguments.truth)
+    print_notes(truth, sys.stderr)
+    return truth
+
+
+def _write_page(
+    arguments: argparse.Namespace,
+    files: dict[str, ImageFile],
+    looks: Looks,
+    truth: Truth | None,
+    curves: list[Curve],
+    limits: Limits | None,
+    bar: tqdm[Any],
+) -> None:
+    from sartorius_infer.files import atomic_file
+    from sartorius_infer.show.report import report_parts
+
+    def advance(image_id: str) -> None:
+        bar.update()
+
+    # Of a link its own name, and of "." the folder's.
+    name = Path(os.path.abspath(arguments.submission or arguments.predictions)).name
+    with atomic_file(arguments.out, "w") as page:
+        try:
+            for part in report_parts(
+                list(files.values()),
+                looks,
+                truth,
+                curves,
+                arguments.iou,
+                title=f"Cells of {name}",
+                limits=limits,
+                on_image=advance,
+            ):
+                page.write(part)
+        except TruthError as error:
+            raise TruthError(f"{arguments.truth}: {error}") from None
+
+
+def _bar(name: str, count: int) -> tqdm[Any]:
+    from tqdm import tqdm
+
+    return tqdm(total=count, unit=" image", desc=name, dynamic_ncols=True)
+
+
 def _looks(
     arguments: argparse.Namespace, files: dict[str, ImageFile], truth: Truth | None
 ) -> tuple[Looks, list[Curve]]:
-    from sartorius_infer.show.candidates import looks_of_predictions
-
     if arguments.predictions is None:
         return _looks_of_submission(arguments, files, truth), []
-    manifest, predictions = _saved(arguments)
-    if unknown := [p.image_id for p in predictions if p.image_id not in files]:
+    from sartorius_infer.files import as_id
+    from sartorius_infer.output.predictions import load_prediction, require_classes, saved_files
+    from sartorius_infer.show.candidates import looks_of_saved
+
+    manifest = _manifest(arguments)
+    saved = {as_id(file.stem): file for file in saved_files(arguments.predictions)}
+    if unknown := [image_id for image_id in saved if image_id not in files]:
         raise PredictionError(
             f"{arguments.predictions}: expected predictions of --images, found {some(unknown)}"
         )
-    looks = looks_of_predictions(predictions, manifest.rules, manifest.classes)
+
+    def load(image_id: str) -> Prediction:
+        prediction = load_prediction(saved[image_id])
+        require_classes(prediction, len(manifest.classes), arguments.predictions)
+        return prediction
+
+    looks = looks_of_saved(saved, load, manifest.rules, manifest.classes)
     if arguments.submission is not None:
         _compare(arguments, files, looks, truth)
-    return looks, [] if truth is None else _curves(predictions, manifest, truth)
+    return looks, [] if truth is None else _curves(saved, load, manifest, truth)
 
 
 def _looks_of_submission(
@@ -162,17 +204,6 @@ def _found(
     return read_cells(submission, sizes, "among --images", names), sizes
 
 
-def _saved(arguments: argparse.Namespace) -> tuple[Manifest, list[Prediction]]:
-    """The manifest whose rules hold, and the predictions, by image."""
-    from sartorius_infer.output.predictions import load_prediction, require_classes, saved_files
-
-    manifest = _manifest(arguments)
-    predictions = [load_prediction(file) for file in saved_files(arguments.predictions)]
-    for prediction in predictions:
-        require_classes(prediction, len(manifest.classes), arguments.predictions)
-    return manifest, predictions
-
-
 def _manifest(arguments: argparse.Namespace) -> Manifest:
     from sartorius_infer.ensemble.weights import find_weights
 
@@ -199,12 +230,13 @@ def _compare(
     from sartorius_infer.show.candidates import shown_masks
 
     found, _ = _found(arguments.submission, files, truth)
-    shown = {image_id: shown_masks(look, looks) for image_id, look in looks.images.items()}
     other = [
         image_id
-        for image_id in dict.fromkeys([*shown, *found])
-        if _pixels(cell.mask for cell in found.get(image_id, ())) != _pixels(shown.get(image_id, ()))
+        for image_id, look in looks.images.items()
+        if _pixels(shown_masks(look, looks)) != _pixels(cell.mask for cell in found.get(image_id, ()))
     ]
+    shown = set(looks.images)
+    other += [image_id for image_id, cells in found.items() if cells and image_id not in shown]
     if other:
         print(
             f"warning: {arguments.submission} has other cells than the predictions by the rules of --weights "
@@ -217,24 +249,26 @@ def _pixels(masks: Iterable[Mask]) -> set[tuple[bytes, bytes]]:
     return {(starts.tobytes(), lengths.tobytes()) for starts, lengths in masks}
 
 
-def _curves(predictions: list[Prediction], manifest: Manifest, truth: Truth) -> list[Curve]:
+def _curves(
+    ids: Iterable[str], load: Callable[[str], Prediction], manifest: Manifest, truth: Truth
+) -> list[Curve]:
     """The score against each class's minimum area, of the images whose truth is known."""
     from sartorius_infer.tuning.choices import choice_of
-    from sartorius_infer.tuning.curves import area_curve
-    from sartorius_infer.tuning.trials import Example, Scorer
+    from sartorius_infer.tuning.curves import area_curves
+    from sartorius_infer.tuning.trials import Example
 
-    # Where truth is missing or of another size the page itself says so, naming the file.
-    pairs = [(p, truth[p.image_id]) for p in predictions if p.image_id in truth]
-    examples = [Example((p,), known) for p, known in pairs if known.size_hw == p.size_hw]
-    if not examples:
-        return []
-    scorer, choice = Scorer(examples, manifest.classes), choice_of(manifest, apart=False)
-    present = scorer.labels(choice)
-    return [
-        area_curve(scorer, choice, name)
-        for label, name in enumerate(manifest.classes, start=1)
-        if label in present
-    ]
+    known = [image_id for image_id in ids if image_id in truth]
+
+    def examples() -> Iterator[Example]:
+        with _bar("areas", len(known)) as bar:
+            for image_id in known:
+                prediction = load(image_id)
+                # Where truth is missing or of another size the page itself says so, naming the file.
+                if truth[image_id].size_hw == prediction.size_hw:
+                    yield Example((prediction,), truth[image_id])
+                bar.update()
+
+    return area_curves(examples(), choice_of(manifest, apart=False), manifest.classes)
 
 
 def _overlays(

@@ -9,18 +9,20 @@ pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sartorius_infer.cells.claim import build_instances, leading_label
 from sartorius_infer.cells.instances import Instances
 from sartorius_infer.cells.rle import Mask, run_pixels, split_label_map
 from sartorius_infer.errors import TruthError
-from sartorius_infer.evaluate.submissions import Found, FoundCell
-from sartorius_infer.manifest.rules import Consensus, Rules
 from sartorius_infer.types import Bool, Float32, Int64, Prediction
+
+if TYPE_CHECKING:
+    from sartorius_infer.evaluate.submissions import Found, FoundCell
+    from sartorius_infer.manifest.rules import Consensus, Rules
 
 UNTOLD = ("cell",)
 """The class of a submission.csv's cells, which tells none."""
@@ -51,16 +53,21 @@ class Look:
 class Looks:
     """Candidates by image id, and the thresholds that they begin with.
 
-    floors     a score threshold for each class
-    consensus  the rule by which an image's cells agree on one class
-    scored     whether scores are told, so that thresholds mean something
+    floors  a score threshold for each class
+    rules   those that the cells obey, but for the score thresholds; None where nobody told them
+    scored  whether scores are told, so that thresholds mean something
     """
 
     images: Mapping[str, Look]
     classes: tuple[str, ...]
     floors: tuple[float, ...]
-    consensus: Consensus = "off"
+    rules: Rules | None = None
     scored: bool = True
+
+    @property
+    def consensus(self) -> Consensus:
+        """The rule by which an image's cells agree on one class."""
+        return "off" if self.rules is None else self.rules.consensus
 
 
 def looks_of_found(
@@ -93,12 +100,46 @@ def _look(
 def looks_of_predictions(predictions: Iterable[Prediction], rules: Rules, classes: Sequence[str]) -> Looks:
     """What networks saw, by every rule but the score thresholds, which can be moved afterwards."""
     looks = {p.image_id: _candidates(p, rules, classes) for p in predictions}
-    floors = tuple(rules.of(name).score for name in classes)
-    return Looks(looks, tuple(classes), floors, rules.consensus)
+    return Looks(looks, tuple(classes), _floors(rules, classes), rules)
+
+
+def looks_of_saved(
+    ids: Iterable[str], load: Callable[[str], Prediction], rules: Rules, classes: Sequence[str]
+) -> Looks:
+    """As `looks_of_predictions` of what `load` gives by id, each anew when it is asked for.
+
+    So memory holds the candidates of one image, however many there are.
+    """
+    return Looks(_Saved(tuple(ids), load, rules, classes), tuple(classes), _floors(rules, classes), rules)
+
+
+@dataclass(frozen=True, eq=False)
+class _Saved(Mapping[str, Look]):
+    """A look by id, made when it is asked for."""
+
+    ids: tuple[str, ...]
+    load: Callable[[str], Prediction]
+    rules: Rules
+    classes: Sequence[str]
+
+    def __getitem__(self, image_id: str) -> Look:
+        return _candidates(self.load(image_id), self.rules, self.classes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def _floors(rules: Rules, classes: Sequence[str]) -> tuple[float, ...]:
+    return tuple(rules.of(name).score for name in classes)
 
 
 def _candidates(prediction: Prediction, rules: Rules, classes: Sequence[str]) -> Look:
     """Each class by itself where one alone can win, else all together."""
+    from sartorius_infer.cells.claim import build_instances
+
     open_rules = rules.model_copy(
         update={
             "consensus": "off",
@@ -144,6 +185,8 @@ def visible(look: Look, looks: Looks) -> Bool:
 def _leader(look: Look, looks: Looks, floors: Float32) -> int | None:
     if not look.votes:
         return None
+    from sartorius_infer.cells.claim import leading_label
+
     labels = np.repeat(np.arange(1, len(look.votes) + 1), [len(scores) for scores in look.votes])
     return leading_label(np.concatenate(look.votes), labels, floors, looks.consensus)
 

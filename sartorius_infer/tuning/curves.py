@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sartorius_infer.tuning.choices import AREAS, IOUS, SCORES, Choice, Moves, class_setting, ious
-from sartorius_infer.tuning.trials import Scorer
+from sartorius_infer.tuning.trials import Example, Scorer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,6 +58,23 @@ def curves(scorer: Scorer, choice: Choice) -> list[Curve]:
 def area_curve(scorer: Scorer, choice: Choice, name: str) -> Curve:
     """Against the minimum area of the class called `name`."""
     return _class_curve(scorer, choice, name, "min_area", choice.rules.of(name).min_area, AREAS)
+
+
+def area_curves(examples: Iterable[Example], choice: Choice, classes: Sequence[str]) -> list[Curve]:
+    """As `area_curve` of every class that an image holds, of examples that are read one after the other."""
+    drawn: dict[str, list[Curve]] = {name: [] for name in classes}
+    present: set[int] = set()
+    for example in examples:
+        scorer = Scorer([example], classes)
+        present |= scorer.labels(choice)
+        for name in classes:
+            drawn[name].append(area_curve(scorer, choice, name))
+    return [_mean(drawn[name]) for label, name in enumerate(classes, start=1) if label in present]
+
+
+def _mean(drawn: Sequence[Curve]) -> Curve:
+    scores = np.mean([curve.scores for curve in drawn], axis=0)
+    return replace(drawn[0], scores=tuple(scores.tolist()))
 
 
 def _class_curve(

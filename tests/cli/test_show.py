@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,8 +89,9 @@ def files(shared: Files, tmp_path: Path) -> Files:
 
 
 def said(stderr: str) -> list[str]:
-    """The lines of stderr but for the bar of progress."""
-    return [line for line in re.split(r"[\r\n]+", stderr) if line.strip() and not line.startswith("show: ")]
+    """The lines of stderr but for the bars of progress."""
+    lines = re.split(r"[\r\n]+", stderr)
+    return [line for line in lines if line.strip() and not line.startswith(("show: ", "areas: "))]
 
 
 @pytest.mark.slow
@@ -138,7 +141,7 @@ def test_a_submission_alone(shared: Files, tmp_path: Path, capfd: pytest.Capture
     assert (content["truth"], content["scored"], content["classes"]) == (False, False, ["cell"])
     assert not (tmp_path / "pictures" / "matches").exists()
     assert len(list((tmp_path / "pictures").iterdir())) == 4
-    counts = {entry["id"]: len(entry["cells"]["runs"]) for entry in content["images"]}
+    counts = {entry["id"]: len(entry["drawing"]["cells"]) for entry in content["images"]}
     looks = shared.case.looks
     assert counts == {i: len(shown_masks(look, looks)) for i, look in looks.images.items()}
 
@@ -160,6 +163,25 @@ def test_the_score_is_that_of_score(
     low, high = content["interval"]
     assert low < expected < high
     assert capfd.readouterr().out.startswith(f"written   {out} (")
+
+
+def test_a_submission_alone_waits_for_no_library_that_it_does_not_need(shared: Files, tmp_path: Path) -> None:
+    words = shared.words(submission=shared.submission, out=tmp_path / "page.html")
+    code = (
+        "import sys\nfrom sartorius_infer.cli.main import main\n"
+        f"assert main({words!r}) == 0\n"
+        "assert not {'torch', 'numba', 'scipy', 'matplotlib'} & set(sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (run.returncode, said(run.stderr)) == (0, [])
+
+
+def test_the_page_of_the_folder_that_one_is_in_has_its_name(
+    shared: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shared.case.folder / "saved")
+    assert main(shared.all(out=tmp_path / "page.html", predictions=".")) == 0
+    assert "<title>Cells of saved</title>" in (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_an_image_without_annotations(shared: Files) -> None:
@@ -424,7 +446,7 @@ def test_pictures_are_of_what_the_networks_saw(
     def shown(weights: Path) -> tuple[list[str], list[bytes]]:
         assert main(files.words(**cells, weights=weights, overlays=overlays)) == 0
         content = content_of((files.case.folder / "page.html").read_text("utf-8"))
-        pictures = [entry["picture"] for entry in content["images"]]
+        pictures = [entry["drawing"]["picture"] for entry in content["images"]]
         return pictures, [path.read_bytes() for path in sorted(overlays.iterdir())]
 
     for file in images.iterdir():

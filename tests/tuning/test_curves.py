@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from annotated import CLASSES, HIDDEN, examples
 
 from sartorius_infer.manifest.manifest import Fusion
 from sartorius_infer.tuning.choices import Choice
-from sartorius_infer.tuning.curves import curves, save_plot
+from sartorius_infer.tuning.curves import area_curve, area_curves, curves, save_plot
 from sartorius_infer.tuning.trials import Scorer
 
 
@@ -32,3 +33,22 @@ def test_members_have_a_curve_of_their_fusion(tmp_path: Path) -> None:
     for some in (drawn, alone, []):
         save_plot(some, tmp_path / "new" / "curves.png")
         assert (tmp_path / "new" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_area_curves_of_one_image_after_the_other_are_those_of_all_together() -> None:
+    some, choice = examples(), Choice(HIDDEN)
+    scorer = Scorer(some, CLASSES)
+    present = scorer.labels(choice)
+    assert len(present) == len(CLASSES)
+    drawn = area_curves(iter(some), choice, CLASSES)
+    for own, name in zip(drawn, CLASSES, strict=True):
+        together = area_curve(scorer, choice, name)
+        assert (own.class_name, own.setting, own.values, own.chosen) == (
+            together.class_name,
+            together.setting,
+            together.values,
+            together.chosen,
+        )
+        assert own.scores == pytest.approx(together.scores, abs=1e-12)
+    assert len({score for curve in drawn for score in curve.scores}) > 1
+    assert area_curves([], choice, CLASSES) == []

@@ -6,14 +6,14 @@ const outlines = new WeakMap();
 /** Runs of every found and true cell of an image and the pixels of their outlines, made once. */
 function shapes(image) {
   if (!outlines.has(image)) {
-    const taken = new Uint8Array(image.h * image.w);
+    const taken = new Uint8Array(image.h * image.w), packed = drawing(image);
     const shape = (text) => {
-      const runs = unpack(text);
+      const runs = unpack(text, image.w);
       return { runs, edge: edgeOf(runs, taken, image.w, image.h) };
     };
     outlines.set(image, {
-      cells: image.cells.runs.map(shape),
-      truth: image.truth ? image.truth.runs.map(shape) : [],
+      cells: packed.cells.map(shape),
+      truth: packed.truth.map(shape),
     });
   }
   return outlines.get(image);

@@ -1,71 +1,110 @@
 "use strict";
 // What the page knows and how it is counted: decoding, which cells show, matches, the score.
 
-const DATA = JSON.parse(document.getElementById("content").textContent);
-// Scores are float32, as the rules compare them.
-for (const image of DATA.images) {
-  if (image.cells.score) image.cells.score = image.cells.score.map(Math.fround);
-  if (image.votes) image.votes = image.votes.map((scores) => scores.map(Math.fround));
-}
+const parsed = (node) => JSON.parse(node.textContent);
+const DATA = parsed(document.getElementById("content"));
+DATA.images = [...document.querySelectorAll("script.image")].map(parsed);
+const drawings = [...document.querySelectorAll("script.drawing")];
+DATA.images.forEach((image, number) => {
+  image.number = number;
+  // Scores are float32, as the rules compare them.
+  if (image.cells.score) image.cells.score = Float32Array.from(image.cells.score);
+  if (image.votes) image.votes = image.votes.map((scores) => Float32Array.from(scores));
+});
+
+/** The picture of an image and the runs of its cells, which are most of the page: read when they are shown. */
+function drawing(image) { return parsed(drawings[image.number]); }
+
 const LEVELS = [10, 11, 12, 13, 14, 15, 16, 17, 18, 19]; // IoU thresholds in twentieths
 // Of how many of the levels each pair's IoU is over.
 for (const image of DATA.images) {
   const { pairs } = image;
-  image.over = Uint8Array.from({ length: pairs.length / 4 }, (_, i) =>
-    LEVELS.filter((level) => 20 * pairs[4 * i + 2] > level * pairs[4 * i + 3]).length);
+  image.over = new Uint8Array(pairs.length / 4);
+  for (let i = 0; i < image.over.length; i++) {
+    while (20 * pairs[4 * i + 2] > LEVELS[image.over[i]] * pairs[4 * i + 3]) image.over[i]++;
+  }
 }
 
-/** Starts and lengths in turn, of runs packed as base64 of variable-length gaps and lengths. */
-function unpack(text) {
+// All of what follows is asked of every image at each step of a slider: plain loops, nothing made in them.
+
+/** Starts and lengths in turn, of a mask's runs as `entries.packed` of the Python package writes them. */
+function unpack(text, width) {
   const bytes = atob(text);
-  const numbers = [];
-  let value = 0, shift = 0;
-  for (let i = 0; i < bytes.length; i++) {
-    const byte = bytes.charCodeAt(i);
-    value += (byte & 127) * 2 ** shift;
-    shift += 7;
-    if (byte < 128) { numbers.push(value); value = 0; shift = 0; }
+  const runs = [];
+  let at = 0, start = 0, length = 0;
+  const number = () => {
+    let value = 0, shift = 0, byte;
+    do {
+      byte = bytes.charCodeAt(at++);
+      value += (byte & 127) * 2 ** shift;
+      shift += 7;
+    } while (byte > 127);
+    return value;
+  };
+  while (at < bytes.length) {
+    const byte = bytes.charCodeAt(at++);
+    if (byte) {
+      start += width + (byte >> 4) - 8;
+      length += (byte & 15) - 8;
+    } else {
+      start += length + number();
+      length = number();
+    }
+    runs.push(start, length);
   }
-  let end = 0;
-  for (let i = 0; i < numbers.length; i += 2) {
-    numbers[i] += end;
-    end = numbers[i] + numbers[i + 1];
-  }
-  return numbers;
+  return runs;
 }
 
 /** The label that the image's cells agree on, by the rules' consensus; 0 where there is none. */
 function leader(image, floors) {
   if (DATA.consensus === "off" || !image.votes) return 0;
-  let best = [-1, -1, 0]; // scores of 0 have a vote, too
+  let winner = 0, most = -1, highest = -1; // scores of 0 have a vote, too
   image.votes.forEach((scores, index) => {
-    const voters = scores.filter((score) => score >= Math.fround(floors[index]));
-    const sum = voters.reduce((a, b) => a + b, 0);
-    const cubes = scores.reduce((a, b) => a + b * b * b, 0);
-    const rank = { count: voters.length, score_sum: sum, surest: cubes }[DATA.consensus];
-    if (voters.length && (rank > best[0] || (rank === best[0] && sum > best[1]))) best = [rank, sum, index + 1];
+    const floor = Math.fround(floors[index]);
+    let voters = 0, sum = 0, cubes = 0;
+    for (const score of scores) {
+      if (score >= floor) { voters++; sum += score; }
+      cubes += score * score * score;
+    }
+    const rank = DATA.consensus === "count" ? voters : DATA.consensus === "surest" ? cubes : sum;
+    if (voters && (rank > most || (rank === most && sum > highest))) [winner, most, highest] = [index + 1, rank, sum];
   });
-  return best[2];
+  return winner;
 }
 
-/** For each cell of the image whether it shows under these score thresholds, one a class. */
+/** For each cell of the image whether it shows under these score thresholds, one a class; 1 or 0. */
 function shown(image, floors) {
-  if (!DATA.scored) return image.cells.label.map(() => true);
-  const winner = leader(image, floors);
-  return image.cells.label.map((label, c) =>
-    (!winner || label === winner) && (image.cells.fixed[c] === 1 || image.cells.score[c] >= Math.fround(floors[label - 1])));
+  const { label, score, fixed } = image.cells, visible = new Uint8Array(label.length);
+  if (!DATA.scored) return visible.fill(1);
+  const winner = leader(image, floors), least = Float32Array.from(floors);
+  for (let c = 0; c < label.length; c++) {
+    if (!winner || label[c] === winner) visible[c] = fixed[c] || score[c] >= least[label[c] - 1] ? 1 : 0;
+  }
+  return visible;
 }
 
 /** The true cell of each found one, or -1: as many pairs as can be made with IoU > level / 20. */
 function match(image, visible, level) {
+  const truthOf = new Int32Array(visible.length).fill(-1), taken = new Uint8Array(image.truth.area.length);
+  for (let i = 0; i < image.over.length; i++) {
+    const t = image.pairs[4 * i], c = image.pairs[4 * i + 1];
+    if (!visible[c] || image.over[i] <= level - LEVELS[0]) continue;
+    if (taken[t] || truthOf[c] >= 0) return untangled(image, visible, level);
+    taken[t] = 1;
+    truthOf[c] = t;
+  }
+  return truthOf;
+}
+
+/** As `match`, where pairs have a cell in common, by augmenting paths. */
+function untangled(image, visible, level) {
   const truthOf = new Int32Array(visible.length).fill(-1);
   const partners = new Map();
-  for (let i = 0; i < image.pairs.length; i += 4) {
-    const [t, c, shared, union] = image.pairs.slice(i, i + 4);
-    if (visible[c] && 20 * shared > level * union) {
-      if (!partners.has(t)) partners.set(t, []);
-      partners.get(t).push(c);
-    }
+  for (let i = 0; i < image.over.length; i++) {
+    const t = image.pairs[4 * i], c = image.pairs[4 * i + 1];
+    if (!visible[c] || image.over[i] <= level - LEVELS[0]) continue;
+    if (!partners.has(t)) partners.set(t, []);
+    partners.get(t).push(c);
   }
   const place = (t, tried) => {
     for (const c of partners.get(t)) {
@@ -98,7 +137,7 @@ function hits(image, visible) {
 /** How one image fares: visible cells, and with truth TP at each level, precisions and their mean. */
 function examine(image, floors) {
   const visible = shown(image, floors);
-  const found = visible.filter(Boolean).length;
+  const found = visible.reduce((n, shows) => n + shows, 0);
   if (!image.truth) return { visible, found };
   const tp = hits(image, visible);
   const cells = image.truth.area.length;

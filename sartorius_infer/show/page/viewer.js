@@ -1,15 +1,43 @@
 // One image, as large as one likes: wheel, fingers, keys or buttons; what is under the pointer is told.
 
-const view = { number: 0, scale: 1, least: .1, most: 40, x: 0, y: 0, read: -1, fingers: new Map() };
+const view = { number: 0, scale: 1, least: .1, most: 40, x: 0, y: 0, size: [0, 0], fitted: true, read: -1, fingers: new Map() };
+const TITLE = document.title;
+// While the viewer is open it has the panel, and this has the panel's place.
+const gap = element("div");
 
 function open(number) {
+  const before = view.number;
   view.number = number;
   view.read = -1;
-  if (!$("viewer").open) $("viewer").showModal();
-  $("viewport").replaceChildren(stage(DATA.images[number]));
+  forget(before);
+  if (!$("viewer").open) {
+    const panel = $("panel");
+    gap.style.height = `${panel.offsetHeight}px`;
+    panel.replaceWith(gap);
+    $("viewport").before(panel);
+    $("viewer").showModal();
+    $("viewport").focus();
+  }
+  const image = DATA.images[number], made = stage(image);
+  made.querySelector("img").setAttribute("src", drawing(image).picture);
+  $("viewport").replaceChildren(made);
+  document.title = `${image.id} - ${TITLE}`;
   drawViewer();
   fit();
-  $("viewport").focus();
+  $("told").textContent = hint();
+}
+
+function closed() {
+  gap.replaceWith($("panel"));
+  $("viewport").replaceChildren();
+  document.title = TITLE;
+  forget(view.number);
+}
+
+/** Give an image's outlines back, unless they are to be seen. */
+function forget(number) {
+  if ($("viewer").open && number === view.number) return;
+  if (!cards.has(number) || !cards.get(number).dataset.near) outlines.delete(DATA.images[number]);
 }
 
 function drawViewer() {
@@ -18,22 +46,49 @@ function drawViewer() {
   paint($("viewport").querySelector("canvas"), image, state, false);
 }
 
+function hint() {
+  return matchMedia("(pointer: coarse)").matches
+    ? "Pinch to zoom, drag to move, tap a cell to read it."
+    : "Wheel, pinch or + and - zoom; drag or Shift and arrows move; arrows change the image; point at a cell to read it, or n and p for the next and the previous.";
+}
+
 function place() {
   const image = DATA.images[view.number], shown = $("viewport").querySelector(".stage");
   shown.style.width = `${image.w}px`;
   shown.style.height = `${image.h}px`;
-  shown.style.setProperty("--scale", view.scale);
   shown.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.scale})`;
+  const ring = $("viewport").querySelector(".ring");
+  if (ring) {
+    const { left, top, width, height } = view.ringed;
+    ring.style.transform = `translate(${view.x + left * view.scale}px, ${view.y + top * view.scale}px)`;
+    [ring.style.width, ring.style.height] = [`${width * view.scale}px`, `${height * view.scale}px`];
+  }
+  view.fitted = false;
 }
 
 function fit() {
   const image = DATA.images[view.number], port = $("viewport");
-  view.scale = Math.min(port.clientWidth / image.w, port.clientHeight / image.h);
+  view.scale = whole();
   [view.least, view.most] = [Math.min(.1, view.scale), Math.max(40, view.scale)];
   view.x = (port.clientWidth - image.w * view.scale) / 2;
   view.y = (port.clientHeight - image.h * view.scale) / 2;
-  $("told").textContent = "Wheel, pinch or + and - zoom; drag or Shift and arrows move; arrows change the image; point at a cell to read it, or n and p for the next and the previous.";
   place();
+  view.fitted = true;
+}
+
+/** The scale at which the whole image is to be seen. */
+function whole() {
+  const image = DATA.images[view.number], port = $("viewport");
+  return Math.min(port.clientWidth / image.w, port.clientHeight / image.h);
+}
+
+/** After the viewport has changed its size: what was in its middle stays there. */
+function resized() {
+  const port = $("viewport"), [width, height] = view.size;
+  view.size = [port.clientWidth, port.clientHeight];
+  if (!$("viewer").open) return;
+  if (view.fitted) fit();
+  else pan((port.clientWidth - width) / 2, (port.clientHeight - height) / 2);
 }
 
 /** Zoom so that the point (x, y) of the viewport stays where it is. */
@@ -54,13 +109,19 @@ function step(by) {
 /** What can be read in turn: the visible found cells, then the missed ones where those are drawn. */
 function readable(image) {
   const { visible } = results[view.number];
-  const cells = visible.flatMap((shows, cell) => (shows ? [{ cell, truth: -1 }] : []));
+  const cells = [...visible.keys()].filter((cell) => visible[cell]).map((cell) => ({ cell, truth: -1 }));
   if (!image.truth || state.mode !== "match") return cells;
   const hit = new Set(match(image, visible, state.level));
   return [...cells, ...image.truth.area.flatMap((_, truth) => (hit.has(truth) ? [] : [{ cell: -1, truth }]))];
 }
 
-/** Tell the next cell, or the previous one, with it ringed in the middle of the view. */
+/** The scale at which a box is half of the view, if that is neither too coarse nor less than the whole image. */
+function closeUp({ width, height }) {
+  const port = $("viewport");
+  return Math.max(whole(), Math.min(12, port.clientWidth / width / 2, port.clientHeight / height / 2));
+}
+
+/** Tell the next cell, or the previous one, with it ringed, large and in the middle of the view. */
 function read(by) {
   const image = DATA.images[view.number], some = readable(image);
   if (!some.length) { $("told").textContent = "no cells"; return; }
@@ -68,14 +129,15 @@ function read(by) {
   const { cell, truth } = some[view.read];
   const { runs } = cell >= 0 ? shapes(image).cells[cell] : shapes(image).truth[truth];
   const words = [`${view.read + 1} of ${some.length}`, ...wordsOf(image, cell, truth)];
-  const port = $("viewport"), shown = port.querySelector(".stage");
-  shown.querySelectorAll(".ring").forEach((ring) => ring.remove());
+  const port = $("viewport");
+  port.querySelectorAll(".ring").forEach((ring) => ring.remove());
   if (runs.length) {
-    const { left, top, width, height } = boxOf(runs, image.w);
-    words.push(`middle x ${Math.floor(left + width / 2) * image.step}, y ${Math.floor(top + height / 2) * image.step}`);
-    shown.append(element("span", { class: "ring", style: `left: ${left}px; top: ${top}px; width: ${width}px; height: ${height}px` }));
-    view.x = port.clientWidth / 2 - (left + width / 2) * view.scale;
-    view.y = port.clientHeight / 2 - (top + height / 2) * view.scale;
+    view.ringed = boxOf(runs, image.w);
+    const [x, y] = [view.ringed.left + view.ringed.width / 2, view.ringed.top + view.ringed.height / 2];
+    words.push(`middle x ${Math.floor(x) * image.step}, y ${Math.floor(y) * image.step}`);
+    port.append(element("span", { class: "ring" }));
+    view.scale = closeUp(view.ringed);
+    [view.x, view.y] = [port.clientWidth / 2 - x * view.scale, port.clientHeight / 2 - y * view.scale];
     place();
   }
   $("told").textContent = words.join("; ");
@@ -156,6 +218,7 @@ function buildViewer() {
   $("viewer").addEventListener("click", (event) => { const act = ACTIONS[event.target.dataset.do]; if (act) act(); });
   $("viewer").addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey) return; // the browser's own
+    if (event.target.matches("input, textarea") && !"np".includes(event.key)) return; // a slider's arrows move it
     if (event.shiftKey && PANS[event.key]) pan(...PANS[event.key]);
     else if (KEYS[event.key]) ACTIONS[KEYS[event.key]]();
     else return;
@@ -173,9 +236,13 @@ function buildViewer() {
   });
   port.addEventListener("pointermove", drag);
   for (const end of ["pointerup", "pointercancel"]) port.addEventListener(end, (event) => view.fingers.delete(event.pointerId));
-  window.addEventListener("resize", () => { if ($("viewer").open) fit(); });
+  new ResizeObserver(resized).observe(port);
+  $("viewer").addEventListener("close", closed);
 }
 
+resume();
 buildControls();
+buildPage();
 buildViewer();
 refresh();
+writeAbout();
