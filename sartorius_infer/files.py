@@ -13,11 +13,13 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Literal, TextIO, TypeVar, overload
+from zipfile import ZipInfo
 
 Paths = str | Path | Sequence[str | Path]
 """One path or several."""
 
 K = TypeVar("K", bound=Hashable)
+_MOST_SHRUNK = 100
 _WHOLE = re.compile(r"\s*([+-]?[0-9]{1,18})(\.0*)?\s*")
 
 
@@ -130,6 +132,14 @@ def atomic_file(path: Path, mode: Literal["w", "wb"]) -> Iterator[Any]:
 def _open(path: Path, mode: str) -> Any:
     """`path` opened in `mode`; text is UTF-8, newlines untouched."""
     return path.open(mode) if "b" in mode else path.open(mode, encoding="utf-8", newline="")
+
+
+def unpacks_to_much(entry: ZipInfo, held: int) -> bool:
+    """Whether an entry of a zip of `held` bytes would unpack to more than a hundred times what it is there.
+
+    Weights and arrays hardly shrink at all, JSON some ten times.
+    """
+    return entry.file_size > _MOST_SHRUNK * (min(entry.compress_size, held) + 100)
 
 
 def file_sha256(path: Path) -> str:

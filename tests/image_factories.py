@@ -40,6 +40,29 @@ def by_cv2(extension: str, *parameters: int) -> Callable[[Pixels], bytes]:
     return encode
 
 
+def png(
+    width: int,
+    height: int,
+    bits: int,
+    kind: int,
+    rows: list[bytes],
+    *extra: bytes,
+    methods: tuple[int, int, int] = (0, 0, 0),
+    packed: bytes | None = None,
+) -> bytes:
+    """A PNG file of rows, or of what they are packed as; `kind` is its colour type."""
+    header = struct.pack(">IIBB3B", width, height, bits, kind, *methods)
+    body = zlib.compress(b"".join(b"\0" + row for row in rows)) if packed is None else packed
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [png_chunk(b"IHDR" + header), *extra, png_chunk(b"IDAT" + body), png_chunk(b"IEND")]
+    )
+
+
+def png_chunk(content: bytes) -> bytes:
+    """A chunk of a PNG, its name first."""
+    return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+
+
 def tiff(
     pixels: Pixels,
     order: Literal["<", ">"] = "<",

@@ -217,7 +217,7 @@ def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe; raises TrainingError naming the file and the first fault's place."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TrainingError(f"{path}: expected a readable TOML file, found {error}") from None
     preprocessing = content.get("preprocessing")
     if isinstance(preprocessing, dict) and preprocessing.get("resize") == "none":

@@ -18,13 +18,11 @@ import numpy as np
 
 from sartorius_infer.checkpoints.pickles import Makers, Stream, run
 from sartorius_infer.checkpoints.stand_ins import MAKERS, Storage, storage_dtype
+from sartorius_infer.files import unpacks_to_much
 from sartorius_infer.types import UInt8
 
 MAGIC = 0x1950A86A20F9469CFC6C
 """What torch's older form begins with, pickled."""
-
-_MOST_SHRUNK = 100
-"""How many times its compressed size a record may have; weights hardly shrink at all."""
 
 
 def read_archive(path: Path) -> Any:
@@ -87,7 +85,7 @@ def _record(content: UInt8, info: zipfile.ZipInfo) -> UInt8:
         raise ValueError("expected the header of a record, found other bytes")
     start = info.header_offset + 30 + sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
     raw = content[start : start + info.compress_size]
-    if info.compress_type == zipfile.ZIP_DEFLATED and info.file_size <= _MOST_SHRUNK * (len(raw) + 100):
+    if info.compress_type == zipfile.ZIP_DEFLATED and not unpacks_to_much(info, len(raw)):
         raw = np.frombuffer(zlib.decompressobj(-15).decompress(bytes(raw), info.file_size), np.uint8)
     elif info.compress_type != zipfile.ZIP_STORED:
         raise ValueError("expected records as torch.save stores them, found compressed ones")

@@ -14,7 +14,6 @@ from sartorius_infer.evaluate.coco_masks import coco_runs
 from sartorius_infer.evaluate.metric import match
 from sartorius_infer.evaluate.true_image import CocoImage, Key, Region, TrueImage, whole_size
 from sartorius_infer.files import distinct_ids, json_text, whole
-from sartorius_infer.images.formats import MAX_PIXELS
 
 Annotation = tuple[str, dict[str, Any]]
 """An annotation, and what to call it in messages."""
@@ -146,8 +145,6 @@ def _size(
     if len(told) != 2:
         raise TruthError(f"{path}: {stem}: expected a height and a width, found {told!r}")
     size_hw = whole_size(path, stem, *told)
-    if size_hw[0] * size_hw[1] > MAX_PIXELS:
-        raise TruthError(f"{path}: {stem}: expected at most {MAX_PIXELS} pixels, found {size_hw}")
     return size_hw
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from sartorius_infer.cells.rle import Mask
 from sartorius_infer.errors import TruthError, some
 from sartorius_infer.files import whole
+from sartorius_infer.images.formats import MAX_PIXELS
 
 Key = int | str
 """The id of an image or a category in COCO's JSON."""
@@ -68,10 +69,15 @@ def paths_of(truth: Mapping[str, TrueImage]) -> dict[str, str]:
 
 
 def whole_size(path: Path, image_id: object, height: object, width: object) -> tuple[int, int]:
-    """A size (H, W) of two texts or numbers; raises TruthError that names the file and the image."""
+    """A size (H, W) of two texts or numbers, of at most `MAX_PIXELS`.
+
+    Raises TruthError that names the file and the image.
+    """
     size_hw = whole(height) or 0, whole(width) or 0
     if min(size_hw) < 1:
         raise TruthError(f"{path}: {image_id}: expected a size in whole pixels, found {height!r} x {width!r}")
+    if size_hw[0] * size_hw[1] > MAX_PIXELS:
+        raise TruthError(f"{path}: {image_id}: expected at most {MAX_PIXELS} pixels, found {size_hw}")
     return size_hw
 
 

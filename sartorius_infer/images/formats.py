@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import struct
-import zlib
 from typing import BinaryIO
 
 from sartorius_infer.errors import ImageError
 from sartorius_infer.images.pictures import Format, decode, decode_quietly, take, truncated
+from sartorius_infer.images.png import PNG
 from sartorius_infer.images.tiff import TIFF
 
 # OpenCV's own limit, applied to every format.
@@ -34,30 +34,6 @@ def header(stream: BinaryIO) -> tuple[Format, tuple[int, int]]:
     if not 0 < height * width <= MAX_PIXELS:
         raise ImageError(f"expected 1 to {MAX_PIXELS} pixels, found {height} x {width}")
     return form, (height, width)
-
-
-def _png_size(stream: BinaryIO) -> tuple[int, int]:
-    kind, width, height = take(stream, ">4sII", at=12)
-    if kind != b"IHDR":
-        raise ImageError(f"expected a PNG that begins with IHDR, found {kind!r}")
-    return height, width
-
-
-def _check_png(data: bytes) -> None:
-    """Raise ImageError unless every chunk is there with its checksum, up to the end marker."""
-    at, kind = 8, b""
-    while kind != b"IEND":
-        if at + 8 > len(data):
-            raise truncated("PNG", data, "before its end marker")
-        length, kind = struct.unpack_from(">I4s", data, at)
-        name, end = kind.decode("ascii", "backslashreplace"), at + 12 + length
-        if end > len(data):
-            raise truncated("PNG", data, f"inside a chunk {name}")
-        if zlib.crc32(memoryview(data)[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
-            raise ImageError(f"expected an intact PNG, found a chunk {name} that fails its checksum")
-        if kind == b"acTL" and data[at + 8 : at + 12] > b"\0\0\0\1":
-            raise ImageError("expected one picture, found an animation; save one image per file")
-        at = end
 
 
 def _jpeg_size(stream: BinaryIO) -> tuple[int, int]:
@@ -122,7 +98,7 @@ def _check_webp(data: bytes) -> None:
 
 
 _FORMATS = {
-    b"\x89PNG\r\n\x1a\n": Format(_png_size, _check_png, decode),
+    b"\x89PNG\r\n\x1a\n": PNG,
     b"\xff\xd8\xff": Format(_jpeg_size, _check_jpeg, decode),
     b"BM": Format(_bmp_size, _check_bmp, decode_quietly),
     b"RIFF": Format(_webp_size, _check_webp, decode_quietly),

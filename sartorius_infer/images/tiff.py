@@ -33,6 +33,10 @@ _UNREAD = {
     22610: "JPEG XR", 33003: "JPEG 2000 in YCbCr", 34661: "JBIG", 34676: "SGI log", 34677: "SGI log",
     34887: "LERC", 34892: "lossy JPEG", 34934: "JPEG XR", 50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
+# At most so many bytes of one: LZW's longest string for 12 bits, Deflate's 258 for 2 bits, 128 for two bytes,
+# a Zstandard block of one byte repeated.
+_UNPACKED = {5: 2559, 8: 1032, 32946: 1032, 32773: 64, 50000: 1 << 15}
+_FAX = (2, 3, 4)
 _NAMES = {6: "JPEG", 7: "JPEG", 33007: "JPEG", **_BY_PILLOW, **_PICTURES, **_UNREAD}
 _CONVERT = "save the image without compression or with LZW"
 
@@ -80,13 +84,20 @@ def _check(data: bytes) -> None:
     end = max(start + length for start, length in zip(starts, lengths, strict=True))
     if end > len(data):
         raise truncated("TIFF", data, f"before byte {end} of its last strip")
-    needed = page.tag(tags.HEIGHT, 0) * page.row_bytes
-    if (
-        page.tag(tags.COMPRESSION, 1) == 1
-        and page.tag(tags.PHOTOMETRIC, 0) != _YCBCR
-        and sum(lengths) < needed
-    ):
-        raise ImageError(f"expected a TIFF of {needed} bytes of pixels, found {sum(lengths)}")
+    _require_enough(page, sum(lengths))
+
+
+def _require_enough(page: Directory, found: int) -> None:
+    """Raise ImageError unless so many bytes can hold the picture: decoders take memory for it first."""
+    needed, compression = page.tag(tags.HEIGHT, 0) * page.row_bytes, page.tag(tags.COMPRESSION, 1)
+    if compression in _FAX:  # a row like the one above is a bit
+        most = 8 * page.row_bytes * found
+    elif compression == 1 and page.tag(tags.PHOTOMETRIC, 0) != _YCBCR:
+        most = found
+    else:
+        most = _UNPACKED[compression] * found if compression in _UNPACKED else needed
+    if most < needed:
+        raise ImageError(f"expected a TIFF of {needed} bytes of pixels, found {found}")
 
 
 def _count_pieces(page: Directory) -> int:

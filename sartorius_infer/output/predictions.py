@@ -6,12 +6,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import ZipInfo
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sartorius_infer.errors import PredictionError
-from sartorius_infer.files import as_id, as_path, atomic_file
+from sartorius_infer.files import as_id, as_path, atomic_file, unpacks_to_much
 from sartorius_infer.types import Prediction
 
 # Name, dtype, number of axes; lengths are `Prediction`'s to check.
@@ -148,6 +149,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
                 raise PredictionError(f"{path}: expected a .npz file, found a single array")
             with archive:
                 _check_names(path, archive.files)
+                _check_sizes(path, archive.zip.infolist())  # type: ignore[union-attr]
                 return {name: archive[name] for name in _ARRAYS}
     except PredictionError:
         raise
@@ -166,6 +168,16 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
         raise PredictionError(
             f"{path}: expected arrays {', '.join(_ARRAYS)}, found {', '.join(sorted(names)) or 'none'}"
         )
+
+
+def _check_sizes(path: Path, entries: Sequence[ZipInfo]) -> None:
+    """Raise PredictionError for what unpacks to far more than it is."""
+    for entry in entries:
+        if entry.filename.removesuffix(".npy") in _ARRAYS and unpacks_to_much(entry, path.stat().st_size):
+            raise PredictionError(
+                f"{path}: expected arrays as they are saved, found {entry.filename} of "
+                f"{entry.compress_size:,} bytes that unpack to {entry.file_size:,}"
+            )
 
 
 def _check_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:

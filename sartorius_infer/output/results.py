@@ -8,7 +8,7 @@ from typing import Any
 from zipfile import ZipFile
 
 from sartorius_infer.errors import SubmissionError, first_line
-from sartorius_infer.files import as_path, json_text
+from sartorius_infer.files import as_path, json_text, unpacks_to_much
 
 SUFFIXES = (".json", ".zip")
 
@@ -54,6 +54,7 @@ def _from_zip(path: Path) -> bytes:
         if len(inside) != 1:
             names = ", ".join(entry.filename for entry in inside[:3]) or "none"
             raise SubmissionError(f"{path}: expected one JSON in the zip, found {names}")
-        if inside[0].file_size > _MOST_BYTES:
-            raise SubmissionError(f"{path}: expected at most {_MOST_BYTES:,} bytes of JSON, found more")
+        if inside[0].file_size > _MOST_BYTES or unpacks_to_much(inside[0], path.stat().st_size):
+            found = f"{inside[0].compress_size:,} bytes that unpack to {inside[0].file_size:,}"
+            raise SubmissionError(f"{path}: expected JSON of at most {_MOST_BYTES:,} bytes, found {found}")
         return archive.read(inside[0])

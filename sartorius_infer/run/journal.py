@@ -41,6 +41,9 @@ class Result:
     tables: tuple[list[str], str] | None = None
 
 
+_PARTS = {"id": str, "pieces": list, "cells": dict, "error": str}
+
+
 class _Place(NamedTuple):
     """Where a record lies: its file, the line's first byte, its length."""
 
@@ -169,8 +172,25 @@ def _content(line: bytes) -> dict[str, Any]:
 
 
 def _number(line: bytes) -> int | None:
-    """The batch of a record, or None for a line that is not whole."""
+    """The batch of a record, or None for a line that is not whole, or none that `add` writes."""
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or not text or checksum != b"%08x" % zlib.crc32(text):
         return None
-    return int(_content(line)["batch"])
+    try:
+        content = _content(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict) or type(number := content.get("batch")) is not int:
+        return None
+    results = content.get("results")
+    return number if isinstance(results, list) and all(map(_is_result, results)) else None
+
+
+def _is_result(value: Any) -> bool:
+    """Whether a value is what `asdict` makes of a `Result`."""
+    return (
+        isinstance(value, dict)
+        and {name: type(part) for name, part in value.items()} == _PARTS
+        and all(isinstance(piece, str) for piece in value["pieces"])
+        and all(type(count) is int for count in value["cells"].values())
+    )

@@ -109,6 +109,17 @@ def test_results_in_a_zip(tmp_path: Path, name: str) -> None:
         read_found(tmp_path / name, truth)
 
 
+def test_a_zip_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path: Path) -> None:
+    truth = truth_of(tmp_path, (7, "a"))
+    with zipfile.ZipFile(tmp_path / "r.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("r.json", bytes(1 << 22))
+    with pytest.raises(
+        SubmissionError,
+        match=r"r\.zip: expected JSON of at most .*, found 4,\d+ bytes that unpack to 4,194,304",
+    ):
+        read_found(tmp_path / "r.zip", truth)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_results_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
     path = results(tmp_path, 7)

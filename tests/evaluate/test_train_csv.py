@@ -66,6 +66,7 @@ def test_a_compressed_file_is_read_and_a_damaged_one_named(tmp_path: Path) -> No
         (["a,1 1,4.5,3,x"], SIZE),
         (["a,,0,3,x"], SIZE),
         (["a,,-4,-3,x"], SIZE),
+        (["a,1 100000000000000000,1000000000,1000000000,x"], "expected at most 1073741824 pixels, found .+"),
         (["a,1 1,4,3,x", "a,2 1,4,5,x"], "expected one size and cell type, found 2"),
         (["a,1 1,4,3,x", "a,2 1,4,3,y"], "expected one size and cell type, found 2"),
         (["a,1 2 3,4,3,x"], r"expected start length pairs, found an odd number of values \(3\)"),

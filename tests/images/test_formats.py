@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -25,6 +24,8 @@ from image_factories import (
     error_of,
     on_disk,
     pixels_of,
+    png,
+    png_chunk,
     saved,
     tiff,
 )
@@ -65,19 +66,6 @@ JPEG_ENCODERS = {
 }
 ALL_ENCODERS = ENCODERS | JPEG_ENCODERS
 SIXTEEN_BIT = ("png cv2", "tiff cv2 lzw", "tiff cv2 raw", "tiff cv2 deflate")
-
-
-def png(width: int, height: int, bits: int, kind: int, rows: list[bytes], *extra: bytes) -> bytes:
-    """A PNG file of packed rows; `kind` is its colour type."""
-    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
-    body = zlib.compress(b"".join(b"\0" + row for row in rows))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        [png_chunk(b"IHDR" + header), *extra, png_chunk(b"IDAT" + body), png_chunk(b"IEND")]
-    )
-
-
-def png_chunk(content: bytes) -> bytes:
-    return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
 
 
 class TestEncoders:

@@ -21,6 +21,7 @@ from image_factories import (
     by_cv2,
     error_of,
     pixels_of,
+    saved,
     tiff,
 )
 from PIL import Image
@@ -228,6 +229,32 @@ def tiled(pixels: Pixels, number: int, compress: Callable[[bytes], bytes], side:
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not here")
+class TestClaims:
+    """A header is believed only as far as its bytes can go."""
+
+    HIGH, WIDE = 1 << 14, 1 << 15
+
+    @pytest.mark.parametrize(
+        ("number", "most"), [(1, 1), (5, 2559), (8, 1032), (32946, 1032), (32773, 64), (50000, 1 << 15)]
+    )
+    def test_of_more_than_any_compression_can_hold(self, number: int, most: int) -> None:
+        strip = bytes(self.HIGH * self.WIDE // most - 1 if most > 1000 else 9)
+        data = tiff(
+            GRAY, compress=lambda _: strip, t256=self.WIDE, t257=self.HIGH, t278=self.HIGH, t259=number
+        )
+        assert f"expected a TIFF of {self.HIGH * self.WIDE} bytes of pixels, found " in error_of(data)
+
+    @pytest.mark.parametrize("number", [2, 3, 4])
+    def test_of_more_rows_than_fax_has_bits(self, number: int) -> None:
+        data = tiff(GRAY, compress=lambda _: bytes(9), t257=73, t278=73, t258=1, t259=number)
+        assert error_of(data) == f"expected a TIFF of {73 * 7} bytes of pixels, found 9"
+
+    @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "group4"])
+    def test_pictures_of_nothing_are_as_small_as_they_come(self, compression: str) -> None:
+        blank = Image.new("1" if compression == "group4" else "L", (4000, 4000))
+        assert not pixels_of(saved(blank, "TIFF", compression=compression)).any()
+
+
 def test_cases() -> None:
     stack, zstd = CASES / "tiff" / "imagej_one_ifd.tif", CASES / "tiff" / "gray16_zstd.tif"
     with pytest.raises(ImageError, match=r"imagej_one_ifd\.tif: .* a stack of 3 planes"):

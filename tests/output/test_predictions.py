@@ -136,6 +136,17 @@ def test_the_rounding_of_a_mean_is_no_error(tmp_path: Path) -> None:
     assert len(load_prediction(rewritten(tmp_path, scores=scores))) == 5
 
 
+def test_arrays_that_unpack_to_far_more_than_they_are_are_refused(tmp_path: Path) -> None:
+    arrays = {
+        name: np.zeros(1 << 20, np.float32) for name in ("boxes", "scores", "labels", "masks", "size_hw")
+    }
+    np.savez_compressed(tmp_path / "a.npz", **arrays)
+    with pytest.raises(
+        PredictionError, match=r"expected arrays as they are saved, found boxes\.npy of .* unpack to"
+    ):
+        load_prediction(tmp_path / "a.npz")
+
+
 @pytest.mark.parametrize("fraction", [0, 0.01, 0.3, 0.7, 0.99])
 def test_truncated(tmp_path: Path, fraction: float) -> None:
     path = save_prediction(tmp_path, some(50))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import tracemalloc
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -143,6 +144,23 @@ def test_bytes_that_are_no_journal_hold_nothing(data: bytes, damaged: tuple[Path
     part, _ = damaged
     part.write_bytes(data)
     assert list(Journal(part.parent, ABOUT_A).results()) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{", "3", "null", "[" * 20_000, '{"batch": 0}', '{"batch": 0, "results": {}}'),
+        *('{"batch": "0", "results": []}', '{"batch": 0, "results": [{"id": "a"}]}'),
+        '{"batch": 0, "results": [{"id": "a", "pieces": [{}], "cells": {}, "error": ""}]}',
+        '{"batch": 0, "results": [{"id": "a", "pieces": [], "cells": {"a": "1"}, "error": ""}]}',
+        '{"batch": 0, "results": [{"id": "a", "pieces": [], "cells": {}, "error": "", "b": 1}]}',
+    ],
+)
+def test_a_line_of_a_right_checksum_that_no_run_writes_is_no_record(tmp_path: Path, content: str) -> None:
+    part = recorded(tmp_path)
+    line = b"%08x %b\n" % (zlib.crc32(content.encode()), content.encode())
+    part.write_bytes(part.read_bytes() + line)
+    assert list(Journal(tmp_path, ABOUT_A).results()) == in_order(BATCHES)
 
 
 @pytest.mark.parametrize(

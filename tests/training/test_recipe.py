@@ -73,7 +73,7 @@ def test_faults_name_file_and_place(tmp_path: Path, changes: dict[str, Any], sai
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["name = ", "\x00", 'name = "x"\nname = "y"'])
+@pytest.mark.parametrize("text", ["name = ", "\x00", 'name = "x"\nname = "y"', "x = " + "[" * 100_000])
 def test_what_is_no_toml_is_an_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.toml"
     path.write_text(text)
