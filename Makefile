@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup demo test lint kaggle bench clean
+.PHONY: setup demo test lint kaggle bench gpu clean
 
 setup: $(VENV)/.installed
 
@@ -29,6 +29,9 @@ kaggle: setup
 
 bench: setup
 	$(PY) -m benchmarks --json out/bench.json
+
+gpu: setup
+	$(PY) -m benchmarks.gpu --out out/gpu.md
 
 clean:
 	rm -rf out dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

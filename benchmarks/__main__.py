@@ -23,7 +23,7 @@ import torchvision
 
 from benchmarks import bodies, kit, quality, ratios, stages, whole
 from benchmarks.networks import random_r50
-from benchmarks.timing import Row, table
+from benchmarks.timing import Row, rows_table, table
 from sartorius_infer.ensemble.device import keep_memory, resolve_device
 from sartorius_infer.ensemble.passes import image_tensor
 from sartorius_infer.images.find import ImageFile, find_images
@@ -98,11 +98,7 @@ def _ensembles(arguments: argparse.Namespace, device: torch.device) -> tuple[str
 
 
 def _rows(rows: list[Row]) -> tuple[str, Any]:
-    lines = [
-        [row.what, f"{row.opponent_s:.3g}", f"{row.kit_s:.3g}", f"{row.ratio:.1f}", row.goal] for row in rows
-    ]
-    head = ["", "opponent, s", "kit, s", "times as fast", "goal"]
-    return table(head, lines), [asdict(row) for row in rows]
+    return rows_table(rows), [asdict(row) for row in rows]
 
 
 def _stages(arguments: argparse.Namespace, device: torch.device) -> tuple[str, Any]:

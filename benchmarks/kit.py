@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -37,7 +38,12 @@ def load(manifest: Path, device: torch.device, fast: bool = False) -> Ensemble:
 
 def rows(ensemble: Ensemble, image: CellImage) -> list[str]:
     """Run lengths of every cell."""
-    return decide(ensemble, predict(ensemble, [image], worth_a_mask(ensemble))[0])
+    return rows_of_batch(ensemble, [image])[0]
+
+
+def rows_of_batch(ensemble: Ensemble, images: Sequence[CellImage]) -> list[list[str]]:
+    """Run lengths of every cell of each image, whose networks see them at once."""
+    return [decide(ensemble, seen) for seen in predict(ensemble, images, worth_a_mask(ensemble))]
 
 
 def worth_a_mask(ensemble: Ensemble) -> Select:

@@ -97,7 +97,15 @@ def _settle_norms(model: nn.Module, network: TorchvisionNetwork, image: Tensor) 
 
 def default_checkpoint(folder: Path, copies: int = 1, views: Sequence[str] = ("identity",)) -> Subject:
     """The checkpoint that comes with the kit, `copies` times over, under the opponents' rules."""
-    plan = load_manifest(default_manifest())
+    return first_of(default_manifest(), folder, copies, views)
+
+
+def first_of(manifest: Path, folder: Path, copies: int = 1, views: Sequence[str] = ("identity",)) -> Subject:
+    """The first network of a manifest, `copies` times over, under the opponents' rules.
+
+    One of torchvision's, of the competition's classes, that normalises gray by means of its own.
+    """
+    plan = load_manifest(manifest)
     spec = plan.manifest.models[0]
     model = build_network(spec, read_checkpoint(plan.path(spec)).state, torch.float32).model
     settings = spec.preprocessing

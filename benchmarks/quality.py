@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,7 +11,8 @@ from benchmarks.networks import LEAST_AREA, default_checkpoint
 from sartorius_infer.cells.rle import decode
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.evaluate.scoring import score
-from sartorius_infer.evaluate.submissions import FoundCell
+from sartorius_infer.evaluate.submissions import Found, FoundCell
+from sartorius_infer.evaluate.true_image import TrueImage
 from sartorius_infer.evaluate.truth import read_truth
 from sartorius_infer.images.find import find_images
 from sartorius_infer.images.read import read_image
@@ -32,13 +33,30 @@ def scores(images: Sequence[Path], truth: Sequence[Path], most: int) -> dict[str
         return opponents.notebook(subject.model, image.pixels, subject.floors, LEAST_AREA)
 
     ways: dict[str, Find] = {"notebook": notebook, "fp32": _kit(plain), "fp32-fast": _kit(fast)}
-    found: dict[str, dict[str, list[FoundCell]]] = {name: {} for name in ways}
-    for file in files:
-        image = read_image(file)
-        for name, way in ways.items():
-            masks = [decode(rle, true[file.id].size_hw) for rle in way(image) if rle]
-            found[name][file.id] = [FoundCell(mask) for mask in masks]
+    found = found_by(ways, [read_image(file) for file in files])
     return {name: score(true, of).mean for name, of in found.items()}
+
+
+def found_by(ways: Mapping[str, Find], images: Sequence[CellImage]) -> dict[str, Found]:
+    """The cells that each way finds in each image."""
+    found: dict[str, dict[str, list[FoundCell]]] = {name: {} for name in ways}
+    for image in images:
+        for name, way in ways.items():
+            masks = [decode(rle, image.size_hw) for rle in way(image) if rle]
+            found[name][image.id] = [FoundCell(mask) for mask in masks]
+    return dict(found)
+
+
+def agreement(one: Found, other: Found, images: Sequence[CellImage]) -> float:
+    """The competition's score of the other's cells, if the one's were the true ones."""
+    true = {i.id: TrueImage(i.id, i.size_hw, "", tuple(cell.mask for cell in one[i.id])) for i in images}
+    return score(true, other).mean
+
+
+def score_of(found: Found, true: Mapping[str, TrueImage]) -> float | None:
+    """The score of the images that have their truth; None where there is none."""
+    annotated = {image_id: cells for image_id, cells in found.items() if image_id in true}
+    return score(true, annotated).mean if annotated else None
 
 
 def _kit(ensemble: Ensemble) -> Find:

@@ -15,7 +15,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from benchmarks import kit, opponents
 from benchmarks.agreed import AgreedModel, AgreedNetwork
-from benchmarks.networks import LEAST_AREA, SCORE, random_r50
+from benchmarks.networks import LEAST_AREA, SCORE, Subject, random_r50
 from benchmarks.timing import Row, against, against_all
 from sartorius_infer.cells.claim import build_instances
 from sartorius_infer.cells.rle import encode_coco, encode_label_map, split_label_map
@@ -33,40 +33,59 @@ def one_network(image: CellImage, cells: int, rounds: int, device: torch.device)
     """An R50 on one image, against the usual notebook."""
     with TemporaryDirectory() as folder:
         subject = random_r50(image_tensor(image)[:1], cells, Path(folder))
-        model = subject.model.to(device)
+        yield from against_notebook(subject, image, f"one R50, {cells} cells", rounds, device)
 
-        def opponent() -> object:
-            return opponents.notebook(model, image.pixels, subject.floors, LEAST_AREA, device)
 
-        contenders = {
-            kit.words(device, fast): partial(kit.rows, kit.load(subject.manifest, device, fast), image)
-            for fast in kit.kinds(device)
-        }
-        yield from against_all(f"one R50, {cells} cells", opponent, contenders, rounds, "3")
+def against_notebook(
+    subject: Subject, image: CellImage, what: str, rounds: int, device: torch.device
+) -> Iterator[Row]:
+    """A network on one image, against the usual notebook."""
+    model = subject.model.to(device)
+
+    def opponent() -> object:
+        return opponents.notebook(model, image.pixels, subject.floors, LEAST_AREA, device)
+
+    contenders = {
+        kit.words(device, fast): partial(kit.rows, kit.load(subject.manifest, device, fast), image)
+        for fast in kit.kinds(device)
+    }
+    yield from against_all(what, opponent, contenders, rounds, "3")
 
 
 def ensemble(image: CellImage, cells: int, networks: int, flips: int, device: torch.device) -> Iterator[Row]:
     """R50s in flips, against all masks of all of them merged by NMS; once, for its length."""
-    drawn, views = drawn_cells(cells), FLIPS[:flips]
     with TemporaryDirectory() as folder:
         subject = random_r50(image_tensor(image)[:1], cells, Path(folder))
-        axes = opponents.FLIPS[:flips]
-        theirs = [AgreedModel(subject.model.to(device), drawn, axes, device)] * networks
-
-        def opponent() -> object:
-            floors = subject.floors
-            return opponents.notebook_ensemble(theirs, image.pixels, floors, LEAST_AREA, axes, device)
-
-        contenders: dict[str, Callable[[], object]] = {}
-        for fast in kit.kinds(device):
-            whole = kit.load(subject.manifest, device, fast).with_overrides(views=views)
-            agreed = replace(whole.members[0], network=AgreedNetwork(whole.members[0].network, drawn))
-            contenders[kit.words(device, fast)] = partial(
-                kit.rows, replace(whole, members=(agreed,) * networks), image
-            )
         what = f"{NUMBERS[networks]} R50s x {NUMBERS[flips]} flips, {cells} cells"
-        goal = "10" if device.type == "cuda" else "5"
-        yield from against_all(what, opponent, contenders, 1, goal, warm_up=0)
+        yield from against_merged(subject, image, drawn_cells(cells), what, (networks, flips), device)
+
+
+def against_merged(
+    subject: Subject,
+    image: CellImage,
+    drawn: Prediction,
+    what: str,
+    counts: tuple[int, int],
+    device: torch.device,
+) -> Iterator[Row]:
+    """`counts` of networks and flips that agree on `drawn` cells, against masks merged by NMS; once."""
+    networks, flips = counts
+    views, axes = FLIPS[:flips], opponents.FLIPS[:flips]
+    theirs = [AgreedModel(subject.model.to(device), drawn, axes, device)] * networks
+
+    def opponent() -> object:
+        floors = subject.floors
+        return opponents.notebook_ensemble(theirs, image.pixels, floors, LEAST_AREA, axes, device)
+
+    contenders: dict[str, Callable[[], object]] = {}
+    for fast in kit.kinds(device):
+        whole = kit.load(subject.manifest, device, fast).with_overrides(views=views)
+        agreed = replace(whole.members[0], network=AgreedNetwork(whole.members[0].network, drawn))
+        contenders[kit.words(device, fast)] = partial(
+            kit.rows, replace(whole, members=(agreed,) * networks), image
+        )
+    goal = "10" if device.type == "cuda" else "5"
+    yield from against_all(what, opponent, contenders, 1, goal, warm_up=0)
 
 
 def rest(rounds: int) -> Iterator[Row]:
@@ -113,16 +132,16 @@ def rest(rounds: int) -> Iterator[Row]:
     )
 
 
-def drawn_cells(count: int, seed: int = 0) -> Prediction:
+def drawn_cells(count: int, seed: int = 0, size_hw: tuple[int, int] = SIZE_HW) -> Prediction:
     """Ellipses of a dense image's sizes, all over it, best first."""
     rng = np.random.default_rng(seed)
     half = rng.uniform(7, 16, (count, 2))
-    centre = rng.random((count, 2)) * (SIZE_HW[1], SIZE_HW[0])
+    centre = rng.random((count, 2)) * (size_hw[1], size_hw[0])
     boxes: Float32 = np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
-    boxes = boxes.clip(0, (SIZE_HW[1], SIZE_HW[0]) * 2).astype(np.float32)
+    boxes = boxes.clip(0, (size_hw[1], size_hw[0]) * 2).astype(np.float32)
     y, x = np.mgrid[:28, :28] / 13.5 - 1
     inside: Bool = x**2 + y**2 < 1
     masks = np.repeat(np.where(inside, 0.9, 0.1)[None], count, axis=0).astype(np.float16)
     scores = np.sort(rng.uniform(SCORE, 1, count))[::-1].astype(np.float32)
     labels = np.ones(count, np.int64)
-    return Prediction("image", SIZE_HW, boxes, scores, labels, masks)
+    return Prediction("image", size_hw, boxes, scores, labels, masks)

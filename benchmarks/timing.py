@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -78,3 +78,9 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def rows_table(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table."""
+    lines = [[r.what, f"{r.opponent_s:.3g}", f"{r.kit_s:.3g}", f"{r.ratio:.1f}", r.goal] for r in rows]
+    return table(["", "opponent, s", "kit, s", "times as fast", "goal"], lines)

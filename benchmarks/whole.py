@@ -36,10 +36,14 @@ Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 
 
 def run_files(
-    manifest: Path, files: Sequence[ImageFile], batch_size: int = 1, workers: int = 2
+    manifest: Path,
+    files: Sequence[ImageFile],
+    batch_size: int = 1,
+    workers: int = 2,
+    device: torch.device = kit.CPU,
 ) -> Callable[[], None]:
     """Files to a written submission, by the pipeline."""
-    ensemble = kit.load(manifest, kit.CPU)
+    ensemble = kit.load(manifest, device)
     jobs, _ = plan_jobs(files, None)
 
     def run() -> None:
@@ -50,9 +54,11 @@ def run_files(
     return run
 
 
-def one_after_the_other(manifest: Path, files: Sequence[ImageFile]) -> Callable[[], None]:
+def one_after_the_other(
+    manifest: Path, files: Sequence[ImageFile], device: torch.device = kit.CPU
+) -> Callable[[], None]:
     """The same by a plain loop: nothing is decoded or pasted beside the networks."""
-    ensemble = kit.load(manifest, kit.CPU)
+    ensemble = kit.load(manifest, device)
 
     def run() -> None:
         with TemporaryDirectory() as folder, open_writer(Path(folder) / "submission.csv", "kaggle") as writer:
@@ -63,17 +69,23 @@ def one_after_the_other(manifest: Path, files: Sequence[ImageFile]) -> Callable[
 
 
 def runs(files: Sequence[ImageFile], rounds: int) -> dict[str, Times]:
-    """The default checkpoint on some files: by a loop, overlapped, and in batches."""
+    """The default checkpoint on some files, as `run_ways`."""
     with TemporaryDirectory() as folder:
-        manifest = default_checkpoint(Path(folder)).manifest
-        return alternate(
-            {
-                "pipeline": run_files(manifest, files),
-                "no overlap of stages": one_after_the_other(manifest, files),
-                "batches of 4": run_files(manifest, files, batch_size=4),
-            },
-            rounds,
-        )
+        return run_ways(default_checkpoint(Path(folder)).manifest, files, rounds, kit.CPU)
+
+
+def run_ways(
+    manifest: Path, files: Sequence[ImageFile], rounds: int, device: torch.device
+) -> dict[str, Times]:
+    """A manifest's networks on some files: by a loop, overlapped, and in batches."""
+    return alternate(
+        {
+            "pipeline": run_files(manifest, files, device=device),
+            "no overlap of stages": one_after_the_other(manifest, files, device),
+            "batches of 4": run_files(manifest, files, batch_size=4, device=device),
+        },
+        rounds,
+    )
 
 
 def scaling(files: Sequence[ImageFile], rounds: int) -> Curves:
