@@ -27,7 +27,8 @@ FAMILIES = ("torchvision", "detectron2", "mmdet", "cellpose")
 WITHOUT_TORCH = [
     "manifest.manifest", "manifest.rules", "manifest.overrides", "manifest.writing", "competition",
     "evaluate.truth", "evaluate.scoring", "evaluate.metric", "evaluate.coco_score", "evaluate.submissions",
-    "show.report", "show.entries", "show.candidates", "show.matches", "tuning.choices", "tuning.search", "tuning.curves",
+    "show.report", "show.entries", "show.candidates", "show.matches", "tuning.choices",
+    "tuning.search", "tuning.curves",
     "output.submission", "output.check", "output.coco_check", "output.writers", "output.predictions",
     "output.render", "output.tables",
     "cells.claim", "ensemble.weights",

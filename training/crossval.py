@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -72,7 +73,7 @@ def _held_out(run: Path, files: dict[str, ImageFile]) -> list[ImageFile]:
     known = match_names(ids, files)
     if missing := [image_id for image_id in ids if image_id not in known]:
         raise TrainingError(f"{run}: expected the {len(ids)} held-out images, found none of {missing[0]}")
-    return [ImageFile(image_id, files[known[image_id]].path) for image_id in ids]
+    return [replace(files[known[image_id]], id=image_id) for image_id in ids]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

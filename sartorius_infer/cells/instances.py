@@ -233,7 +233,7 @@ class Instances:
         """The pixels of an image; raises ImageError where they cannot be those of this one."""
         pixels = image.pixels if isinstance(image, CellImage) else np.asarray(image)
         if pixels.shape[:2] != self.label_map.shape:
-            expected, found = size_text(self.label_map.shape), size_text(pixels.shape)
+            expected, found = size_text(self.label_map.shape), size_text(pixels.shape[:2])
             raise ImageError(f"{self.image_id}: expected an image of {expected} pixels, found {found}")
         return pixels
 

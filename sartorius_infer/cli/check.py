@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sartorius_infer.cli.options import BAD_INPUT, OK, UsageError, add_recursive
+from sartorius_infer.cli.options import BAD_INPUT, OK, UsageError, add_finding, found_images
 
 if TYPE_CHECKING:
     from sartorius_infer.output.check import Problem
@@ -25,7 +25,7 @@ def check_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", nargs="+", type=Path, metavar="PATH", help="the images, for their ids and sizes"
     )
-    add_recursive(parser)
+    add_finding(parser)
     parser.add_argument("--sample-submission", type=Path, metavar="CSV", help="for the set and order of ids")
     parser.add_argument(
         "--image-ids", type=Path, metavar="JSON", help="the list of ids that COCO results were written with"
@@ -51,10 +51,9 @@ def check_command(arguments: argparse.Namespace) -> int:
 
 
 def _sizes(arguments: argparse.Namespace) -> dict[str, tuple[int, int]]:
-    from sartorius_infer.images.find import find_images
     from sartorius_infer.images.read import image_size
 
-    return {file.id: image_size(file) for file in find_images(arguments.images, arguments.recursive)}
+    return {file.id: image_size(file) for file in found_images(arguments, arguments.images)}
 
 
 def _kaggle(

@@ -10,9 +10,17 @@ from sartorius_infer.cli.options import UsageError
 
 
 def add_laboratory(parser: argparse.ArgumentParser) -> None:
-    """Options of outputs that the packages of an extra make."""
-    group = parser.add_argument_group("for laboratories", "with the packages of the extra [lab]")
+    """Options of outputs that the packages of an extra make, and of what cells are called in all."""
+    group = parser.add_argument_group(
+        "for laboratories", "all but --classes with the packages of the extra [lab]"
+    )
     add = group.add_argument
+    add(
+        "--classes",
+        type=_one_name,
+        metavar="NAME",
+        help="call every cell NAME, such as cell, whatever kind the networks take it for, without consensus",
+    )
     add("--labels", type=Path, metavar="DIR", help="write <id>.tif per image, its label map")
     add("--rois", type=Path, metavar="DIR", help="write <id>.zip per image, regions for ImageJ")
     add(
@@ -27,6 +35,12 @@ def add_laboratory(parser: argparse.ArgumentParser) -> None:
         metavar="UM",
         help="side of a pixel in micrometres, for the tables; default: they are in pixels",
     )
+
+
+def _one_name(text: str) -> str:
+    if not text.strip() or "," in text or "=" in text:
+        raise argparse.ArgumentTypeError(f"expected one name for all cells, such as cell, found {text!r}")
+    return text.strip()
 
 
 def _micrometres(text: str) -> float:

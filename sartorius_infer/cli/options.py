@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from sartorius_infer.errors import some
 
 if TYPE_CHECKING:
     from sartorius_infer.evaluate.true_image import TrueImage
+    from sartorius_infer.images.find import ImageFile
     from sartorius_infer.manifest.manifest import Manifest
 
 OK, BAD_INPUT, USAGE, SOME_FAILED = 0, 1, 2, 3
@@ -48,14 +50,49 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_recursive(parser: argparse.ArgumentParser) -> None:
-    """The option of every command that takes folders of images."""
+def add_finding(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that takes images: which of them are meant."""
     parser.add_argument(
         "--recursive",
         action="store_true",
         help="search folders of --images within too; images of one name are called by their paths, as in "
         "a_image for a/image.tif",
     )
+    parser.add_argument(
+        "--pages",
+        type=_pages,
+        default=slice(None),
+        metavar="A:B",
+        help="of TIFF files of several pages those from A to before B, counted from 0; one page: A",
+    )
+    parser.add_argument(
+        "--channel",
+        type=_channel,
+        metavar="N",
+        help="of images of several channels the one of this number, counted from 0",
+    )
+
+
+def found_images(arguments: argparse.Namespace, sources: Sequence[Path]) -> tuple[ImageFile, ...]:
+    """The images of `sources` that options of `add_finding` mean."""
+    from sartorius_infer.images.find import find_images
+
+    return find_images(sources, arguments.recursive, pages=arguments.pages, channel=arguments.channel)
+
+
+def _pages(text: str) -> slice:
+    found = re.fullmatch(r"(\d*)(:?)(\d*)", text)
+    if found is None or text in ("", ":"):
+        raise argparse.ArgumentTypeError(f"expected pages such as 0:10, 5:, :10 or 3, found {text!r}")
+    first, colon, end = found.groups()
+    start = int(first or 0)
+    return slice(start, int(end) if end else None) if colon else slice(start, start + 1)
+
+
+def _channel(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, found {text!r}")
+    return int(text)
 
 
 def add_rules(parser: argparse.ArgumentParser) -> None:

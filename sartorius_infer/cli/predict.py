@@ -19,9 +19,10 @@ from sartorius_infer.cli.options import (
     OK,
     SOME_FAILED,
     UsageError,
-    add_recursive,
+    add_finding,
     add_rules,
     add_weights,
+    found_images,
     load_plugins,
     with_rules,
 )
@@ -84,7 +85,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="folder or files (PNG, TIFF, JPEG, BMP, WebP); default: the competition's, in /kaggle/input",
     )
-    add_recursive(parser)
+    add_finding(parser)
     add("--out", type=Path, default=Path("submission.csv"), metavar="FILE", help="default: %(default)s")
     add(
         "--format",
@@ -186,6 +187,8 @@ def predict_command(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
     written_as = format_of(arguments.out, arguments.format)
     _require_coco(arguments, written_as)
+    if arguments.classes is not None and arguments.save_predictions is not None:
+        raise UsageError("--classes: saved predictions are of the manifest's classes; save them without it")
     require_laboratory(arguments)
     from sartorius_infer.run.runs import execute
 
@@ -207,12 +210,11 @@ def predict_command(arguments: argparse.Namespace) -> int:
 
 def _jobs(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
     """What is to be written, and the images that the sample submission leaves out."""
-    from sartorius_infer.images.find import find_images
     from sartorius_infer.output.submission import read_sample_submission
     from sartorius_infer.run.jobs import plan_jobs
 
     images, sample = _inputs(arguments)
-    files = find_images(images, arguments.recursive)
+    files = found_images(arguments, images)
     return plan_jobs(files, read_sample_submission(sample) if sample else None)
 
 
@@ -330,6 +332,7 @@ def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
     from sartorius_infer.ensemble.device import resolve_device
     from sartorius_infer.ensemble.loading import load_for_runs
     from sartorius_infer.ensemble.weights import find_weights
+    from sartorius_infer.manifest.one_class import ONE_CLASS_RULES
     from sartorius_infer.manifest.views import parse_views
 
     load_plugins(arguments)
@@ -341,7 +344,11 @@ def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
         for spec in ensemble.manifest.models:
             if said := told_and_assumed(spec):
                 print(said, file=sys.stderr)
+    if arguments.classes is not None:
+        ensemble = ensemble.as_one_class(arguments.classes)
     manifest, told = with_rules(arguments, ensemble.manifest, weights.is_bare)
+    if rank.is_first and arguments.classes is not None:
+        print(f"classes   all are {arguments.classes}: {ONE_CLASS_RULES}", file=sys.stderr)
     if rank.is_first:
         print(told, file=sys.stderr)
         if arguments.overlaps == "keep":

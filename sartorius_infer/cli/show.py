@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from sartorius_infer.cli.options import (
     OK,
     UsageError,
-    add_recursive,
+    add_finding,
     add_rules,
     add_weights,
+    found_images,
     print_notes,
     rules_given,
     with_rules,
@@ -57,7 +58,7 @@ def show_parser() -> argparse.ArgumentParser:
         "--weights, with classes, scores and sliders",
     )
     add("--images", nargs="+", type=Path, required=True, metavar="PATH", help="folders or files")
-    add_recursive(parser)
+    add_finding(parser)
     add("--truth", type=Path, metavar="T", help="as for `score`")
     add("--out", type=Path, required=True, metavar="HTML", help="the page")
     add("--overlays", type=Path, metavar="DIR", help="also write <id>.png per image, and matches/<id>.png")
@@ -80,10 +81,8 @@ def show_command(arguments: argparse.Namespace) -> int:
         raise UsageError("expected --submission, --predictions or both, found neither")
     if arguments.predictions is None and (given := rules_given(arguments)):
         raise UsageError(f"{given}: expected --predictions, whose cells it changes, found none")
-    from sartorius_infer.images.find import find_images
-
     truth = _truth(arguments)
-    files = {file.id: file for file in find_images(arguments.images, arguments.recursive)}
+    files = {file.id: file for file in found_images(arguments, arguments.images)}
     if truth is not None:
         from sartorius_infer.evaluate.truth import called_as
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sartorius_infer.cli.options import (
     OK,
     UsageError,
-    add_recursive,
+    add_finding,
     add_rules,
     add_weights,
+    found_images,
     load_plugins,
     print_notes,
     print_skipped,
@@ -59,7 +60,7 @@ def tune_parser() -> argparse.ArgumentParser:
         "ensemble, or one for each network of the manifest, named as it or else in the manifest's order; or "
         "one with a folder of each fold, of the images that its networks had not seen",
     )
-    add_recursive(parser)
+    add_finding(parser)
     add(
         "--out",
         type=Path,
@@ -200,10 +201,9 @@ def _networks(arguments: argparse.Namespace, weights: Weights) -> tuple[Ensemble
     """The ensemble, and the images that it will see."""
     from sartorius_infer.ensemble.device import resolve_device
     from sartorius_infer.ensemble.loading import load_for_runs
-    from sartorius_infer.images.find import find_images
 
     load_plugins(arguments)
-    files = find_images(arguments.images, arguments.recursive)
+    files = found_images(arguments, arguments.images)
     return load_for_runs(weights, resolve_device(arguments.device)), files
 
 

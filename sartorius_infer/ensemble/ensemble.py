@@ -15,6 +15,7 @@ from sartorius_infer.ensemble.member import Member
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.images.read import AnyImage, as_image
 from sartorius_infer.manifest.manifest import Manifest
+from sartorius_infer.manifest.one_class import with_one_class
 from sartorius_infer.manifest.overrides import override_rules
 from sartorius_infer.manifest.rules import EdgeMode, Rules
 from sartorius_infer.manifest.views import require_views
@@ -25,13 +26,15 @@ from sartorius_infer.networks.pyramid import PyramidNetwork
 class Ensemble:
     """The members, on their device, and the manifest that says how they vote.
 
-    `folder` is what the manifest's files are relative to.
+    `folder` is what the manifest's files are relative to. With `one_class` the members vote for the classes
+    that they were loaded with, and every cell is of the manifest's only class.
     """
 
     manifest: Manifest
     members: tuple[Member, ...]
     device: torch.device
     folder: Path = Path()
+    one_class: bool = False
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -72,6 +75,14 @@ class Ensemble:
         for member in self.members:
             if isinstance(member.network, PyramidNetwork):
                 member.network.quicken()
+
+    def as_one_class(self, name: str) -> Ensemble:
+        """The same networks for cells of any kind, each called `name`, under the rules of `with_one_class`.
+
+        Each network finds and outlines cells as those of its own classes. Where one cell is found as two of
+        them, the surer claims its pixels.
+        """
+        return replace(self, manifest=with_one_class(self.manifest, name), one_class=True)
 
     def with_overrides(
         self,

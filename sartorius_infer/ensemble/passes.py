@@ -44,6 +44,10 @@ class Voters(Protocol):
     def device(self) -> torch.device:
         """Where they are."""
 
+    @property
+    def one_class(self) -> bool:
+        """Whether what they see is called by the manifest's only class, whatever theirs."""
+
 
 FEATURE_BYTES = 2 << 30
 """Feature maps kept between the passes; beyond it the body runs a second time, memory before speed."""
@@ -132,14 +136,15 @@ def _predict_alike(
         boxes.append(_look_for_boxes(look, store.get(i, look), hws))
         if on_look is not None:
             on_look(look.member.name, look.name, time.perf_counter() - start, len(images))
+    called = np.ones_like if ensemble.one_class else np.asarray
     fused = []
     for row, size_hw in enumerate(hws):
         members = [look_boxes[row] for look_boxes in boxes]
         found = fuse(members, size_hw, ensemble.manifest.fusion)
-        fused.append(found if select is None else found[select(found.scores, found.labels)])
+        fused.append(found if select is None else found[select(found.scores, called(found.labels))])
     masks = _mask_pass(looks, store, fused, hws, roi_chunk or max(1, sum(map(len, fused))))
     return [
-        Prediction(image.id, image.size_hw, f.boxes, f.scores, f.labels, m)
+        Prediction(image.id, image.size_hw, f.boxes, f.scores, called(f.labels), m)
         for image, f, m in zip(images, fused, masks, strict=True)
     ]
 

@@ -9,6 +9,7 @@ from pathlib import PurePath
 
 from sartorius_infer.files import as_id
 
+TIFF_EXTENSIONS = (".tif", ".tiff")
 EXTENSIONS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp")
 
 MAP_ENDS = ("_cp_masks", "_masks")

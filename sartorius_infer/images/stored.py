@@ -22,7 +22,6 @@ from sartorius_infer.images.tiff import TIFF, UnboundedTiff, compression_name
 from sartorius_infer.images.tiff_directory import Directory, read_directory
 from sartorius_infer.types import UInt8
 
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 # None, CCITT of one bit (2 to 4), LZW, Deflate, PackBits, LZMA and Zstandard: those that change no value.
 _CCITT = (2, 3, 4)
@@ -33,13 +32,18 @@ _BY_PLANES = 3
 """The predictor of floats (TIFF Technical Note 3): differences of bytes, the highest of all numbers first."""
 
 
+def is_tiff(data: bytes) -> bool:
+    """Whether a file is a TIFF or BigTIFF, by its first bytes."""
+    return data.startswith(tags.MAGICS)
+
+
 def stored_values(data: bytes) -> NDArray[Any]:
     """The numbers (H, W), or (H, W, C), of the only picture in a TIFF or PNG file, of the file's own type.
 
     TIFF: any integer or float of up to 64 bits, in either byte order; PNG: up to 16 bits of gray, 8 of
     colour, indices of palettes. Raises ImageError for other files, stacks, and what would not be exact.
     """
-    if data.startswith(_TIFF):
+    if is_tiff(data):
         return _tiff_values(data)
     if data.startswith(_PNG):
         return _png_values(data)

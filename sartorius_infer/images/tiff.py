@@ -44,6 +44,8 @@ _CONVERT = "save the image without compression or with LZW"
 def _size_hw(stream: BinaryIO) -> tuple[int, int]:
     """(H, W) of a TIFF file whose samples can be read. Raises ImageError if they cannot."""
     page = read_directory(stream)
+    if has_numbers(page):
+        return page.size_hw
     _require_samples(page)
     compression = page.tag(tags.COMPRESSION, 1)
     if compression not in {*_PLAIN, *_BY_PILLOW, *_PICTURES}:
@@ -52,19 +54,25 @@ def _size_hw(stream: BinaryIO) -> tuple[int, int]:
     return page.size_hw
 
 
+def has_numbers(page: Directory) -> bool:
+    """Whether the samples are numbers without a range: floats, signed, or of over 16 bits."""
+    kind, bits = page.tag(tags.SAMPLE_FORMAT, 1), page.tag(tags.BITS, 1)
+    return (kind in _SAMPLE_NAMES and bits in (8, 16, 32, 64)) and (kind != 1 or bits > 16)
+
+
 def compression_name(number: int) -> str:
     """A compression by its name, with its number in TIFF."""
     return f"{_NAMES.get(number, 'an unknown one')} ({number})"
 
 
 def _require_samples(page: Directory) -> None:
-    """Raise ImageError unless the samples are unsigned, of at most 16 bits, gray or colour."""
+    """Raise ImageError unless unsigned samples are of at most 16 bits, gray or colour."""
     bits, kind = page.tag(tags.BITS, 1), page.tag(tags.SAMPLE_FORMAT, 1)
     if kind != 1 or bits not in (1, 2, 4, 8, 16):
         found = f"{bits}-bit {_SAMPLE_NAMES.get(kind, 'untyped')} ones"
         raise ImageError(
-            f"expected unsigned samples of 8 or 16 bits, found {found}; convert the image first "
-            "(ImageJ: Image > Type > 16-bit)"
+            f"expected samples of 1, 2, 4, 8 or 16 bits, or numbers of up to 64, found {found}; convert the "
+            "image first (ImageJ: Image > Type > 16-bit)"
         )
     samples, photometric = page.tag(tags.SAMPLES, 1), page.tag(tags.PHOTOMETRIC, 0)
     alpha = bits < 16 and page.tag(tags.EXTRA_SAMPLES, 0) in (1, 2)
@@ -103,13 +111,8 @@ def _require_enough(page: Directory, found: int) -> None:
 def _count_pieces(page: Directory) -> int:
     """How many strips or tiles the picture must have."""
     (height, width), (high, wide) = page.size_hw, page.piece_hw
-    planes = page.tag(tags.SAMPLES, 1) if _is_apart(page) else 1
+    planes = page.tag(tags.SAMPLES, 1) if page.is_apart else 1
     return -(-height // high) * -(-width // wide) * planes
-
-
-def _is_apart(page: Directory) -> bool:
-    """Whether each channel is a plane of its own."""
-    return page.tag(tags.SAMPLES, 1) > 1 and page.tag(tags.PLANAR, 1) == 2
 
 
 def _decode(data: bytes) -> Picture:
@@ -119,7 +122,7 @@ def _decode(data: bytes) -> Picture:
     try:
         if page.tag(tags.BITS, 1) < 16 and compression not in _PICTURES:
             return Picture(_few_bits(page.file(data)))
-        apart = list(page.planes()) if _is_apart(page) else [page]
+        apart = list(page.planes()) if page.is_apart else [page]
         pixels = [_stored(data, plane) for plane in apart]
     except Exception as error:
         if compression in _PLAIN:

@@ -1,4 +1,4 @@
-"""The directory of a TIFF or BigTIFF file: its tags, whether it holds one picture, and other ways to say it.
+"""The directories of a TIFF or BigTIFF file: their tags, how many pictures they hold, other ways to say one.
 
 A picture is decoded from its file with a directory written anew behind the pixels, which stay where they
 are: without orientation, always of the classic kind that every decoder reads, and where need be with other
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from typing import BinaryIO
@@ -18,11 +18,13 @@ from typing import BinaryIO
 from sartorius_infer.errors import ImageError
 from sartorius_infer.images.pictures import take
 
+MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
 STARTS, SAMPLES, STRIP_HEIGHT, LENGTHS, PLANAR, PREDICTOR = 273, 277, 278, 279, 284, 317
 TILE_WIDTH, TILE_HEIGHT, TILE_STARTS, TILE_LENGTHS = 322, 323, 324, 325
 EXTRA_SAMPLES, SAMPLE_FORMAT = 338, 339
-_DESCRIPTION, _DEPTH, _METAMORPH_PLANES = 270, 32997, 33629
+_KIND, _DESCRIPTION, _DEPTH, _METAMORPH_PLANES = 254, 270, 32997, 33629
+_REDUCED_OR_MASK = 1 | 4
 # What the pixels depend on; orientation, resolution and private tags are left out.
 _PIXEL_TAGS = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324}
 _PIXEL_TAGS |= {325, 332, 338, 339, 347, *range(512, 522), *range(529, 533)}
@@ -62,7 +64,7 @@ class _Field:
 
 @dataclass(frozen=True)
 class Directory:
-    """The pixel tags of a TIFF file's only directory (TIFF 6.0, section 2).
+    """The pixel tags of a TIFF file's directory (TIFF 6.0, section 2).
 
     fields   what each tag holds
     numbers  the values of those that hold unsigned integers
@@ -87,6 +89,11 @@ class Directory:
         return TILE_STARTS in self.numbers
 
     @property
+    def is_apart(self) -> bool:
+        """Whether each of several channels is a plane of its own."""
+        return self.tag(SAMPLES, 1) > 1 and self.tag(PLANAR, 1) == 2
+
+    @property
     def piece_hw(self) -> tuple[int, int]:
         """Height and width of a strip or tile; the last of each column and row may reach over the edge."""
         height, width = self.size_hw
@@ -103,6 +110,11 @@ class Directory:
     def row_bytes(self) -> int:
         """Bytes of a row of pixels that are not compressed."""
         return -(-self.tag(WIDTH, 0) * self.tag(BITS, 1) * self.tag(SAMPLES, 1) // 8)
+
+    @property
+    def plane_bytes(self) -> int:
+        """Bytes of a whole picture that is not compressed."""
+        return self.row_bytes * self.tag(HEIGHT, 0)
 
     def saying(self, **changed: int | tuple[int, ...] | None) -> Directory:
         """The directory with other numbers in some tags, by their number as in t258=8; None takes one out."""
@@ -127,7 +139,14 @@ class Directory:
                 name: part[first : first + each] for name, part in zip(tags, (starts, lengths), strict=True)
             }
             gray = {f"t{BITS}": self.tag(BITS, 1), f"t{SAMPLES}": 1, f"t{PHOTOMETRIC}": 1, f"t{PLANAR}": 1}
-            yield self.saying(**gray, **own, t338=None, t339=None)
+            yield self.saying(**gray, **own, t338=None, t339=self.tag(SAMPLE_FORMAT, 1))
+
+    def plane_file(self, data: bytes, channel: int) -> bytes:
+        """The file of one plane of a picture that keeps its channels apart; raises ImageError for none."""
+        planes = [*self.planes()]
+        if channel >= len(planes):
+            raise ImageError(f"expected a channel below {len(planes)}, found {channel}")
+        return planes[channel].file(data)
 
     def file(self, data: bytes) -> bytes:
         """The file that holds the pixels of `data` under this directory, as a classic TIFF.
@@ -170,34 +189,76 @@ def read_directory(stream: BinaryIO) -> Directory:
     planes that one after the other follow the first, where ImageJ, tifffile, OME or MetaMorph say how many
     and the bytes of a second plane are there (a description may be older than its file).
     """
-    byte_order, version = take(stream, "2s2s", at=0)
-    order, big = ("<" if byte_order == b"II" else ">"), b"+" in version
-    first = take(stream, order + "Q", at=8)[0] if big else take(stream, order + "I")[0]
-    entries = _only_entries(stream, order, big, first)
-    fields = {n: _field(stream, order, entry) for n, entry in entries.items() if n in _PIXEL_TAGS}
-    known = {number: field for number, field in fields.items() if field is not None}
-    numbers = {number: _numbers(order, field) for number, field in known.items()}
-    found = Directory(order, known, {number: values for number, values in numbers.items() if values})
-    planes = _planes(stream, found, entries)
-    if planes > 1:
+    starts = directory_starts(stream)
+    if len(starts) != 1:
+        raise ImageError(f"expected one picture, found {len(starts)} pages; save one image per file")
+    found = directory_at(stream, starts[0])
+    if (planes := plane_count(stream, found, starts[0])) > 1:
         raise ImageError(f"expected one picture, found a stack of {planes} planes; save one image per file")
     return found
 
 
-def _only_entries(stream: BinaryIO, order: str, big: bool, first: int) -> dict[int, bytes]:
-    """The entries of a file's only directory, not decoded, by their tag."""
-    count_as, entry_size, next_as = ("Q", 20, "Q") if big else ("H", 12, "I")
-    at, seen = first, set[int]()
-    while at and at not in seen:
-        seen.add(at)
-        (count,) = take(stream, order + count_as, at=at)
-        stream.seek(count * entry_size, os.SEEK_CUR)
-        (at,) = take(stream, order + next_as)
-    if len(seen) != 1:
-        raise ImageError(f"expected one picture, found {len(seen)} pages; save one image per file")
-    (count,) = take(stream, order + count_as, at=first)
-    entries = take(stream, f"{entry_size}s" * count)
-    return {struct.unpack_from(order + "H", entry)[0]: entry for entry in entries}
+@dataclass(frozen=True)
+class _Layout:
+    """How the numbers of a file are written: its byte order, and those of counts, entries and places."""
+
+    order: str
+    count_as: str
+    entry_size: int
+    place_as: str
+
+
+def _layout(stream: BinaryIO) -> tuple[_Layout, int]:
+    """The layout of a file, and where its first directory begins."""
+    byte_order, version = take(stream, "2s2s", at=0)
+    if byte_order + version not in MAGICS:
+        raise ImageError(f"expected a TIFF, found a file that begins with {(byte_order + version).hex(' ')}")
+    order, big = ("<" if byte_order == b"II" else ">"), b"+" in version
+    first = take(stream, order + "Q", at=8)[0] if big else take(stream, order + "I")[0]
+    return (_Layout(order, "Q", 20, "Q") if big else _Layout(order, "H", 12, "I")), first
+
+
+def directory_starts(stream: BinaryIO) -> list[int]:
+    """Where each directory of a file begins; one that has occurred already ends them."""
+    layout, at = _layout(stream)
+    found = dict[int, None]()
+    while at and at not in found:
+        found[at] = None
+        (count,) = take(stream, layout.order + layout.count_as, at=at)
+        stream.seek(count * layout.entry_size, os.SEEK_CUR)
+        (at,) = take(stream, layout.order + layout.place_as)
+    return [*found]
+
+
+def directory_at(stream: BinaryIO, at: int) -> Directory:
+    """The directory that begins at a byte of a file."""
+    order, entries = _entries(stream, at)
+    fields = {n: _field(stream, order, entry) for n, entry in entries.items() if n in _PIXEL_TAGS}
+    known = {number: field for number, field in fields.items() if field is not None}
+    numbers = {number: _numbers(order, field) for number, field in known.items()}
+    return Directory(order, known, {number: values for number, values in numbers.items() if values})
+
+
+def _entries(stream: BinaryIO, at: int) -> tuple[str, dict[int, bytes]]:
+    """The byte order, and the entries of the directory at `at`, not decoded, by their tag."""
+    layout, _ = _layout(stream)
+    (count,) = take(stream, layout.order + layout.count_as, at=at)
+    entries = take(stream, f"{layout.entry_size}s" * count)
+    return layout.order, {struct.unpack_from(layout.order + "H", entry)[0]: entry for entry in entries}
+
+
+def is_copy(stream: BinaryIO, at: int) -> bool:
+    """Whether the directory at `at` holds a smaller copy of another one's picture, or its mask (tag 254)."""
+    order, entries = _entries(stream, at)
+    kind = _hint(stream, order, entries.get(_KIND))
+    return kind is not None and any(number & _REDUCED_OR_MASK for number in _numbers(order, kind))
+
+
+def description_at(stream: BinaryIO, at: int) -> str:
+    """What the directory at `at` says of its picture; "" where it says nothing, or too much."""
+    order, entries = _entries(stream, at)
+    text = _hint(stream, order, entries.get(_DESCRIPTION))
+    return "" if text is None else text.data.decode("utf-8", "replace")
 
 
 def _field(stream: BinaryIO, order: str, entry: bytes) -> _Field | None:
@@ -219,21 +280,19 @@ def _numbers(order: str, field: _Field) -> tuple[int, ...]:
     return struct.unpack(f"{order}{field.count}{code}", field.data) if code else ()
 
 
-def _planes(stream: BinaryIO, page: Directory, entries: Mapping[int, bytes]) -> int:
-    """How many planes one directory stands for."""
+def plane_count(stream: BinaryIO, page: Directory, at: int) -> int:
+    """How many planes the directory at `at`, which is `page`, stands for."""
+    _, entries = _entries(stream, at)
     depth = _hint(stream, page.order, entries.get(_DEPTH))
     if depth is not None and (numbers := _numbers(page.order, depth)) and numbers[0] > 1:
         return numbers[0]
     starts, _ = page.pieces
-    second = min(starts, default=0) + page.row_bytes * page.tag(HEIGHT, 0)
-    end = second + page.row_bytes * page.tag(HEIGHT, 0)
+    end = min(starts, default=0) + 2 * page.plane_bytes
     if page.tag(COMPRESSION, 1) != 1 or not starts or end > stream.seek(0, os.SEEK_END):
         return 1
     metamorph = entries.get(_METAMORPH_PLANES)
     told = [1 if metamorph is None else _count(page.order, metamorph)]
-    text = _hint(stream, page.order, entries.get(_DESCRIPTION))
-    if text is not None:
-        told.append(_described(text.data.decode("utf-8", "replace"), page))
+    told.append(_described(description_at(stream, at), page))
     return max(told)
 
 

@@ -293,12 +293,19 @@ def images_sha256(jobs: Sequence[Job]) -> str:
     """A hash of ids, sizes and three samples of the bytes of every image: cheap, and enough to notice."""
     digest = hashlib.sha256()
     for job in jobs:
-        digest.update(f"{job.id!r} ".encode())
+        digest.update(f"{job.id!r} {_part(job)}".encode())
         # One that cannot be read fails by itself, later.
         with suppress(OSError):
             if job.file is not None and job.file.path.is_file():
                 digest.update(_probe(job.file.path))
     return digest.hexdigest()
+
+
+def _part(job: Job) -> str:
+    """Which part of a file the image is; "" for the whole."""
+    if job.file is None or (job.file.page is None and job.file.channel is None):
+        return ""
+    return f"{job.file.page} {job.file.channel} "
 
 
 def _probe(path: Path) -> bytes:

@@ -8,6 +8,7 @@ import os
 import unicodedata
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from commands import sartorius
@@ -98,18 +99,34 @@ def test_an_image_whose_name_is_no_text_stops_a_run_that_stops_on_errors(tiny: P
     assert not out.exists()
 
 
-def test_a_stack_is_one_failed_image(tiny: Path, tmp_path: Path) -> None:
+def test_a_stack_is_an_image_a_page(tiny: Path, tmp_path: Path) -> None:
+    """In rows, label maps and pictures, and for `check`."""
+    pixels = np.concatenate([cv2.imread(str(write_image(tmp_path / "x.png", seed=k)), 0) for k in range(4)])
     data = tiff(
-        np.zeros((64, 96), np.uint16), compress=lambda plane: plane * 3, t259=1, t270=b"ImageJ=1\nimages=3\n"
+        pixels[:64].astype(np.uint16),
+        compress=lambda plane: pixels.astype(np.uint16).tobytes(),
+        t259=1,
+        t279=64 * 96 * 2,
+        t270=b"ImageJ=1\nimages=4\nchannels=2\nframes=2\n",
     )
     (tmp_path / "stack.tif").write_bytes(data)
-    code, stdout, _ = sartorius(
-        "--weights", tiny, "--images", tmp_path / "stack.tif", "--out", tmp_path / "out.csv"
-    )
-    assert code == 3
-    assert "stack.tif: expected one picture, found a stack of 3 planes; save one image per file" in stdout
-    found = sartorius("check", "--submission", tmp_path / "out.csv", "--images", tmp_path / "stack.tif")
-    assert (found[0], found[2].count("\n"), "found a stack of 3 planes" in found[2]) == (1, 1, True)
+    for choice, numbers in ((["--pages", "1:3"], [1, 2]), (["--channel", "1"], [1, 3])):
+        out, images = tmp_path / "out.csv", ["--images", tmp_path / "stack.tif", *choice]
+        code, _, stderr = sartorius(
+            "--weights", tiny, *images, "--out", out, "--labels", tmp_path / choice[0]
+        )
+        assert code == 0, stderr
+        assert "WARNING: passed over pages of TIFF files: " in stderr
+        assert ids(out) == [f"stack_p{number:03}" for number in numbers]
+        found = sorted(path.stem for path in (tmp_path / choice[0]).iterdir())
+        assert found == ids(out)
+        assert sartorius("check", "--submission", out, *images)[:2] == (0, f"{out}: no problems\n")
+
+
+@pytest.mark.parametrize("words", [["--pages", "x"], ["--pages", ":"], ["--channel", "-1"]])
+def test_pages_and_channels_that_are_none_are_a_matter_of_usage(tmp_path: Path, words: list[str]) -> None:
+    code, _, stderr = sartorius("--images", tmp_path, *words)
+    assert (code, stderr.splitlines()[-1].startswith("python -m sartorius_infer: error: ")) == (2, True)
 
 
 @pytest.mark.slow

@@ -134,6 +134,11 @@ def test_a_run_that_asks_for_none_of_it_needs_no_extra(
         (["--pixel-size", "1.2"], "--pixel-size: expected --table FILE.csv, which it is for"),
         (["--pixel-size", "0"], "expected micrometres, a number over 0, found '0'"),
         (["--pixel-size", "x"], "expected micrometres, a number over 0, found 'x'"),
+        (["--classes", "a,b"], "expected one name for all cells, such as cell, found 'a,b'"),
+        (
+            ["--classes", "cell", "--save-predictions", "p"],
+            "--classes: saved predictions are of the manifest's classes; save them without it",
+        ),
         (["--table", "t.xlsx"], "expected --table to end in .csv, found t.xlsx"),
         (
             ["--out", "r.json", "--overlaps", "keep", "--labels", "l"],
@@ -147,3 +152,14 @@ def test_what_does_not_go_together_is_a_matter_of_usage(
     code, _, stderr = sartorius(*words(world, tmp_path), *more, cwd=tmp_path)
     assert code == 2
     assert stderr.splitlines()[-1].endswith(said)
+
+
+def test_one_class_for_every_cell(world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    more = ["--classes", "cell", "--table", str(tmp_path / "t.csv"), "--score", "cell=0.1"]
+    assert main([*map(str, words(world, tmp_path)), *more]) == 3
+    said, told = capfd.readouterr()
+    assert "classes   all are cell: no consensus; score and mask threshold are the mean of the " in told
+    assert "  cell  0.1 (--score)" in told
+    cells = pd.read_csv(tmp_path / "t.csv")
+    assert set(cells["class"]) == {"cell"}
+    assert f"cells     {len(cells)} (cell {len(cells)})\n" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,20 @@ def test_nothing_means_the_included_checkpoint() -> None:
     loaded = load_ensemble(device="cpu")
     assert loaded.classes == ("shsy5y", "astro", "cort")
     assert load_ensemble(None, "cpu").manifest == loaded.manifest  # type: ignore[arg-type]
+
+
+def test_as_one_class_finds_what_any_class_finds(ensemble: Ensemble, files: list[Path]) -> None:
+    """The same boxes and masks as before, under one rule and one name; the slow way relabels at the end."""
+    one = ensemble.as_one_class("cell")
+    assert (one.classes, one.rules.consensus, ensemble.classes) == (("cell",), "off", ("a", "b", "c"))
+    image = read_image(files[0])
+    (prediction,) = predict(ensemble, [image])
+    assert len(set(prediction.labels.tolist())) > 1
+    relabelled = replace(prediction, labels=np.ones_like(prediction.labels))
+    expected = build_instances(relabelled, one.rules, ("cell",))
+    found = one.segment(files[0])
+    assert found.class_names == ("cell",) and len(found) > 3
+    np.testing.assert_array_equal(found.label_map, expected.label_map)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    stricter = one.with_overrides(score={"cell": 0.3})
+    assert stricter.one_class and (stricter.segment(files[0]).scores >= 0.3).all()

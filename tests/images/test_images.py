@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from image_factories import GRAY, by_cv2, pixels_of, tiff
+from image_factories import GRAY, by_cv2, error_of, pixels_of, tiff
 from numpy.typing import NDArray
 from PIL import Image
 from places import CASES, DATA
@@ -373,3 +373,53 @@ def test_real_images(folder: Path) -> None:
         assert image_size(file) == pixels.shape == (520, 704)
         with Image.open(file.path) as picture:
             assert np.array_equal(pixels, np.asarray(picture))
+
+
+class TestNumbers:
+    """Floats, signed and wide integers, which TIFF may hold."""
+
+    @settings(max_examples=20)
+    @given(hnp.arrays(np.float32, (6, 7), elements=st.floats(0, 1, width=32)))
+    def test_fractions_are_of_white(self, values: NDArray[np.float32]) -> None:
+        assert np.array_equal(pixels_of(tiff(values, t339=3)), np.floor(values * 255 + 0.5))
+
+    @pytest.mark.parametrize(("kind", "code"), [("f4", 3), ("f8", 3), ("i2", 2), ("i4", 2), ("u4", 1)])
+    def test_none_negative_or_too_large_is_as_16_bits(self, kind: str, code: int) -> None:
+        values = np.random.default_rng(0).integers(0, 4000, (30, 40)).astype(np.uint16)
+        expected = pixels_of(tiff(values))
+        assert np.array_equal(pixels_of(tiff(values.astype(kind), t339=code)), expected)
+
+    @pytest.mark.parametrize(("kind", "code"), [("f4", 3), ("f8", 3), ("i4", 2)])
+    def test_others_go_from_lowest_to_highest_but_a_handful(self, kind: str, code: int) -> None:
+        values = np.linspace(-1000, 1000, 100 * 100).reshape(100, 100)
+        values[3, :10], values[5, :10] = -90_000, 90_000
+        seen = pixels_of(tiff(values.astype(kind), t339=code))
+        ordered = np.sort(values.astype(kind), axis=None)
+        low, high = ordered[20].astype(float), ordered[-21].astype(float)
+        shares = ((values.astype(kind).astype(float) - low) / (high - low)).clip(0, 1)
+        assert np.array_equal(seen, np.floor(shares * 255 + 0.5))
+        assert (seen[3, 0], seen[5, 0]) == (0, 255)
+
+    def test_limits_of_a_manifest_count(self, tmp_path: Path) -> None:
+        values = np.linspace(-50, 350, 48, dtype=np.float32).reshape(6, 8)
+        (tmp_path / "a.tif").write_bytes(tiff(values, t339=3))
+        seen = read_image(tmp_path / "a.tif", (0, 300)).pixels
+        assert np.array_equal(seen, np.floor((values.astype(float) / 300).clip(0, 1) * 255 + 0.5))
+
+    def test_flat_and_colour_and_0_as_white(self) -> None:
+        assert np.ptp(pixels_of(tiff(np.full((5, 6), -7.5, np.float32), t339=3))) == 0
+        colour = np.random.default_rng(0).random((5, 6, 3)).astype(np.float32)
+        assert np.array_equal(pixels_of(tiff(colour, t339=[3] * 3)), np.floor(colour * 255 + 0.5))
+        assert np.array_equal(
+            pixels_of(tiff(colour[..., 0], t339=3, t262=0)), 255 - np.floor(colour[..., 0] * 255 + 0.5)
+        )
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_what_is_no_number_is_refused(self, bad: float) -> None:
+        values = np.zeros((5, 6), np.float32)
+        values[0, :2] = bad
+        assert error_of(tiff(values, t339=3)) == "expected finite numbers, found 2 of NaN or infinity"
+
+    def test_two_channels_are_refused_with_advice(self) -> None:
+        message = error_of(tiff(np.zeros((5, 6, 2), np.float32), t339=[3] * 2))
+        assert message == "expected gray or RGB, found 2 channels; --channel N takes one"
