@@ -129,12 +129,14 @@ def test_each_dependency_has_its_line() -> None:
     assert table == names
 
 
-def test_the_lock_pins_every_dependency_exactly() -> None:
+def test_the_lock_pins_every_dependency_exactly_and_by_hash() -> None:
     lock = (ROOT / "requirements.lock").read_text().lower().replace("_", "-")
+    for pin in re.findall(r"^\w.+?(?=^\w|\Z)", lock, re.M | re.S):
+        assert re.fullmatch(r"[\w.-]+==[\w.]+ \\\n( +--hash=sha256:[0-9a-f]{64}( \\)?\n)+", pin), pin
     extras = PROJECT["optional-dependencies"]
     for requirement in PROJECT["dependencies"] + extras["lab"] + extras["dev"]:
         name = re.split(r"[<>=!]", requirement)[0]
-        assert re.search(rf"^{name.lower()}==[0-9.post]+$", lock, re.M), name
+        assert re.search(rf"^{name.lower()}==[0-9.post]+ ", lock, re.M), name
 
 
 def test_links_and_pictures_exist() -> None:
