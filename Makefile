@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup demo test lint kaggle bench gpu clean
+.PHONY: setup demo test lint kaggle bench gpu torture clean
 
 setup: $(VENV)/.installed
 
@@ -32,6 +32,15 @@ bench: setup
 
 gpu: setup
 	$(PY) -m benchmarks.gpu --out out/gpu.md
+
+TORTURE_SECONDS ?= 3000
+TORTURE_SEED ?= 0
+
+torture: setup
+	$(PY) -m torture --bombs
+	$(PY) -m torture --disturb --seed $(TORTURE_SEED)
+	$(PY) -m torture --kills 100 --seed $(TORTURE_SEED)
+	$(PY) -m torture --seconds $(TORTURE_SECONDS) --seed $(TORTURE_SEED)
 
 clean:
 	rm -rf out dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,6 +14,12 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def one_line(text: object) -> str:
+    """One line that any terminal takes: what does not print is spelled out, as in "\\x1b"."""
+    line = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+
+
 def size_text(size_hw: Iterable[object]) -> str:
     """A size as every message prints it, height first: "520 x 704"."""
     return " x ".join(map(str, size_hw))

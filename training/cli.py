@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sartorius_infer.errors import SartoriusError
+from sartorius_infer.errors import SartoriusError, one_line
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,5 +66,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return run(options, print)
     except SartoriusError as error:
-        print(error, file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         return 1

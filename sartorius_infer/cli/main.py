@@ -20,7 +20,7 @@ from sartorius_infer.cli.predict import predict_command, predict_parser
 from sartorius_infer.cli.score import score_command, score_parser
 from sartorius_infer.cli.show import show_command, show_parser
 from sartorius_infer.cli.tune import tune_command, tune_parser
-from sartorius_infer.errors import SartoriusError
+from sartorius_infer.errors import SartoriusError, one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except (SartoriusError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted; nothing was written over", file=sys.stderr)

@@ -26,7 +26,7 @@ from sartorius_infer.cli.options import (
     load_plugins,
     with_rules,
 )
-from sartorius_infer.errors import ImageError
+from sartorius_infer.errors import ImageError, one_line
 from sartorius_infer.version import __version__
 
 if TYPE_CHECKING:
@@ -391,7 +391,7 @@ def _report(summary: Summary, ignored: Sequence[str], run: Run, unused: Sequence
     print(f"images    {summary.images} in {summary.seconds:.1f} s ({rate:.2f} images/s)")
     print(f"cells     {summary.cells.total()} ({cells})")
     _print_list("no cells", [f"  {name}" for name in summary.blank])
-    _print_list("failed", [f"  {name}: {reason}" for name, reason in summary.failed.items()])
+    _print_list("failed", [f"  {name}: {one_line(reason)}" for name, reason in summary.failed.items()])
     _print_list("ignored", [f"  {name}: not in the sample submission" for name in ignored])
     _print_list("no image", [f"  {entry}: in the list of ids alone" for entry in unused])
     print(f"written   {run.out}")

@@ -42,7 +42,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
         if at + 8 > len(data):
             raise truncated("PNG", data, "before its end marker")
         length, kind = struct.unpack_from(">I4s", data, at)
-        name, end = kind.decode("ascii", "backslashreplace"), at + 12 + length
+        name, end = kind.decode("latin-1"), at + 12 + length
         if end > len(data):
             raise truncated("PNG", data, f"inside a chunk {name}")
         if zlib.crc32(memoryview(data)[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
