@@ -64,7 +64,7 @@ def paste_cells(sample: Sample, donor: Sample, settings: Augment, rng: np.random
         return sample
     if donor.pixels.ndim != sample.pixels.ndim:
         return sample
-    chosen = rng.random(len(donor.labels)) < rng.uniform(0.1, 0.6)
+    chosen = (rng.random(len(donor.labels)) < rng.uniform(0.1, 0.6)) & (donor.labels > 0)
     pasted = donor.masks[chosen][:, :height, :width]
     pasted_labels = donor.labels[chosen][pasted.any(axis=(1, 2))]
     pasted = pasted[pasted.any(axis=(1, 2))]

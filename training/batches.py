@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -31,19 +31,21 @@ class Target:
     boxes   float32 (N, 4) xyxy in network pixels
     labels  int64 (N,)
     masks   uint8 (N, h, w) in image pixels, of which one is `scale` (x, y) network pixels wide and high
+    unsure  float32 (K, 4), as `boxes`, of what may be a cell or not
     """
 
     boxes: Tensor
     labels: Tensor
     masks: Tensor
     scale: tuple[float, float]
+    unsure: Tensor = field(default_factory=lambda: torch.zeros((0, 4)))
 
     def to(self, device: torch.device) -> Target:
         """The same on a device."""
-        boxes, labels, masks = (
-            t.to(device, non_blocking=True) for t in (self.boxes, self.labels, self.masks)
+        boxes, labels, masks, unsure = (
+            t.to(device, non_blocking=True) for t in (self.boxes, self.labels, self.masks, self.unsure)
         )
-        return Target(boxes, labels, masks, self.scale)
+        return Target(boxes, labels, masks, self.scale, unsure)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +74,8 @@ def draw_sample(draw: Draw, settings: Augment, iteration: int, index: int) -> tu
     sample = _cut(example, settings, rng, zoom)
     if rng.random() < settings.copy_paste:
         alike = [e for e in draw.examples if e.type == example.type]
-        donor = alike[int(rng.integers(len(alike)))]
-        sample = paste_cells(sample, _cut(donor, settings, rng, zoom), settings, rng)
+        donor = _cut(draw.one_of(alike, rng), settings, rng, zoom)
+        sample = paste_cells(sample, donor, settings, rng)
     return example, change_grays(sample, settings, rng)
 
 
@@ -95,7 +97,10 @@ def to_network(sample: Sample, image_hw: tuple[int, int], settings: Preprocessin
     scale = (width / sample.pixels.shape[1], height / sample.pixels.shape[0])
     boxes = torch.from_numpy(boxes_of(sample.masks)) * torch.tensor([*scale, *scale])
     masks = torch.from_numpy(np.ascontiguousarray(sample.masks).view(np.uint8))
-    return batch[0, :, :height, :width], Target(boxes, torch.from_numpy(sample.labels), masks, scale)
+    labels = torch.from_numpy(sample.labels)
+    known = labels > 0
+    target = Target(boxes[known], labels[known], masks[known], scale, boxes[~known])
+    return batch[0, :, :height, :width], target
 
 
 def crop_preprocessing(settings: Preprocessing, image_hw: tuple[int, int], sample: Sample) -> Preprocessing:

@@ -41,7 +41,7 @@ class Sample:
 
     pixels   uint8 (h, w) or (h, w, 3)
     masks    bool (N, h, w), which may overlap
-    labels   int64 (N,), from 1
+    labels   int64 (N,), from 1; 0 for what may be a cell or not
     zoom     network pixels for each that inference would have there
     """
 
@@ -68,7 +68,7 @@ def cell_crop(mask: Mask, size_hw: tuple[int, int]) -> CellCrop:
 
 @lru_cache(maxsize=CACHED_EXAMPLES)
 def cell_crops(example: Example) -> tuple[CellCrop, ...]:
-    """Every cell of an example."""
+    """Every mask of an example."""
     return tuple(cell_crop(mask, example.size_hw) for mask in example.masks)
 
 
@@ -87,7 +87,7 @@ def draw_window(example: Example, settings: Augment, rng: np.random.Generator, z
     extent = np.minimum(size, max(1, int(side / zoom)))
     slack = size - extent
     if rng.random() < settings.on_cells:
-        cells = cell_crops(example)
+        cells = [c for c, label in zip(cell_crops(example), example.labels, strict=True) if label]
         cell = cells[int(rng.integers(len(cells)))]
         middle = np.array([cell.y0, cell.x0]) + np.array(cell.mask.shape) / 2
         # Anywhere such that the cell's middle lies inside.

@@ -37,6 +37,8 @@ class Draw:
         """The `index`-th example of an iteration's batch."""
         if self.mix.by == "type":
             return self._by_type(iteration, index)
+        if self.mix.sources:
+            return self.one_of(self.examples, rng_of(self.seed, iteration, index, 1))
         epoch, place = divmod((iteration - self.first) * self.batch + index, len(self.examples))
         order = rng_of(self.seed, self.first, epoch).permutation(len(self.examples))
         return self.examples[int(order[place])]
@@ -52,4 +54,11 @@ class Draw:
         if weights.sum() <= 0:
             raise TrainingError(f"mix.weights: expected one above 0 of {names}, found none")
         chosen = types[names[int(rng.choice(len(names), p=weights / weights.sum()))]]
-        return chosen[int(rng.integers(len(chosen)))]
+        return self.one_of(chosen, rng)
+
+    def one_of(self, examples: Sequence[Example], rng: np.random.Generator) -> Example:
+        """One of some examples, by the weights of their sources."""
+        if not self.mix.sources:
+            return examples[int(rng.integers(len(examples)))]
+        weights = np.array([self.mix.sources.get(example.source, 1.0) for example in examples])
+        return examples[int(rng.choice(len(examples), p=weights / weights.sum()))]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
-from torchvision.ops import generalized_box_iou_loss, roi_align
+from torchvision.ops import box_iou, generalized_box_iou_loss, roi_align
 
 from training.batches import Target
 from training.recipe import Loss, Sampling
@@ -60,6 +60,19 @@ def mask_targets(target: Target, boxes: Tensor, matched: Tensor, side: int) -> T
     return shares[:, 0]
 
 
+def on_unsure(boxes: Tensor, unsure: Tensor) -> Tensor:
+    """Which boxes (N, 4) lie with more than half of their area in one of `unsure` (K, 4), bool (N,).
+
+    The measure by which COCO's evaluation forgives what is found in crowd regions.
+    """
+    if not len(unsure):
+        return boxes.new_zeros(len(boxes), dtype=torch.bool)
+    low = torch.maximum(boxes[:, None, :2], unsure[:, :2])
+    high = torch.minimum(boxes[:, None, 2:], unsure[:, 2:])
+    shared = (high - low).clamp(min=0).prod(dim=2).amax(dim=1)
+    return shared > 0.5 * (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1)
+
+
 def _widened(head: object, inputs: object, outputs: tuple[list[Tensor], ...]) -> tuple[list[Tensor], ...]:
     return tuple([level.float() for level in levels] for levels in outputs)
 
@@ -84,6 +97,15 @@ class TrainingRpn(RegionProposalNetwork):  # type: ignore[misc]
         # Under autocast the head computes in halves, in which neither boxes nor losses may be.
         self.head.register_forward_hook(_widened)
 
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As torchvision's, but of background on what may be a cell nothing is said (-1)."""
+        labels, boxes = super().assign_targets_to_anchors(anchors, targets)
+        for own, label, target in zip(anchors, labels, targets, strict=True):
+            label[(label == 0) & on_unsure(own, target["unsure"])] = -1
+        return labels, boxes
+
     def compute_loss(
         self,
         objectness: Tensor,
@@ -95,7 +117,11 @@ class TrainingRpn(RegionProposalNetwork):  # type: ignore[misc]
         positive, negative = (torch.cat(drawn).bool() for drawn in self.fg_bg_sampler(labels))
         drawn = positive | negative
         wanted = torch.cat(labels)[drawn]
-        objectness_loss = F.binary_cross_entropy_with_logits(objectness.flatten()[drawn].float(), wanted)
+        # Summed and divided: where all is unsure nothing is drawn, and the mean of nothing is NaN.
+        count = drawn.sum().clamp(min=1)
+        entropy = F.binary_cross_entropy_with_logits(
+            objectness.flatten()[drawn].float(), wanted, reduction="sum"
+        )
         boxes = box_loss(
             self.loss.box,
             pred_bbox_deltas[positive].float(),
@@ -103,8 +129,8 @@ class TrainingRpn(RegionProposalNetwork):  # type: ignore[misc]
             self.box_coder.weights,
         )
         return (
-            objectness_loss * self.loss.objectness_weight,
-            boxes / drawn.sum().clamp(min=1) * self.loss.rpn_box_weight,
+            entropy / count * self.loss.objectness_weight,
+            boxes / count * self.loss.rpn_box_weight,
         )
 
 
@@ -140,19 +166,28 @@ class TrainingHeads(RoIHeads):  # type: ignore[misc]
     ) -> Losses:
         """The weighted terms of class, box and mask over a batch of images padded to `sizes_hw`."""
         told = [{"boxes": t.boxes, "labels": t.labels, "masks": t.masks} for t in targets]
+        proposals = [p[~self._untold(p, t)] for p, t in zip(proposals, targets, strict=True)]
         rois, matched, labels, offsets = self.select_training_samples(proposals, told)
         pooled = self.box_head(self.box_roi_pool(features, rois, sizes_hw))
         logits, deltas = (out.float() for out in self.box_predictor(pooled))
         classes, wanted = torch.cat(labels), torch.cat(offsets)
         positive = torch.where(classes > 0)[0]
-        chosen = deltas.view(len(deltas), -1, 4)[positive, classes[positive]]
+        chosen = deltas.view(len(deltas), logits.shape[1], 4)[positive, classes[positive]]
         boxes = box_loss(self.loss.box, chosen, wanted[positive], self.box_coder.weights)
+        count = max(1, len(classes))
         return {
-            "class": F.cross_entropy(logits, classes) * self.loss.class_weight,
-            "box": boxes / max(1, len(classes)) * self.loss.box_weight,
+            "class": F.cross_entropy(logits, classes, reduction="sum") / count * self.loss.class_weight,
+            "box": boxes / count * self.loss.box_weight,
             "mask": self._mask_loss(features, rois, matched, labels, sizes_hw, targets)
             * self.loss.mask_weight,
         }
+
+    def _untold(self, proposals: Tensor, target: Target) -> Tensor:
+        """Proposals on what may be a cell that would be drawn as background, bool (P,)."""
+        found = on_unsure(proposals, target.unsure)
+        if len(target.boxes) and bool(found.any()):
+            found &= box_iou(proposals, target.boxes).amax(dim=1) < self.proposal_matcher.low_threshold
+        return found
 
     def _mask_loss(
         self,

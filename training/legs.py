@@ -44,11 +44,12 @@ def plan_legs(recipe: Recipe, train: Sequence[Example], held: Sequence[Example])
             continue
         chosen = {"train": train, "validation": held, "all": [*train, *held]}[stage.images]
         named = {e.source for e in (*train, *held)}
-        if stage.sources is not None and (unknown := set(stage.sources) - named):
-            raise TrainingError(
-                f"stages.{number}.sources: expected names of --data ({', '.join(sorted(named))}), "
-                f"found {', '.join(sorted(unknown))}"
-            )
+        for where, said in (("sources", stage.sources or ()), ("mix.sources", stage.mix.sources)):
+            if unknown := set(said) - named:
+                raise TrainingError(
+                    f"stages.{number}.{where}: expected names of --data ({', '.join(sorted(named))}), "
+                    f"found {', '.join(sorted(unknown))}"
+                )
         own = tuple(e for e in chosen if stage.sources is None or e.source in stage.sources)
         if not own:
             raise TrainingError(f"stages.{number}: expected {stage.images} images to train on, found none")

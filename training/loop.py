@@ -24,7 +24,7 @@ from training.legs import Leg
 from training.model import Learner, freeze, set_modes
 from training.optimise import Ema, clip, make_optimiser, set_rate
 from training.processes import Stop, gather, share
-from training.recipe import Recipe, fingerprint
+from training.recipe import Recipe, fingerprint, renewed
 from training.runfolder import load_state, require_same, save_state
 from training.sources import Example
 from training.tables import LOG, LOG_COLUMNS, VALIDATION, Meter, Table, draw_curves
@@ -78,7 +78,7 @@ class Trainer:
         """Go on from the folder's state."""
         # Adam's counters must stay in main memory, or each would be fetched from the GPU in every iteration.
         state = load_state(self.place.out)
-        require_same(self.place.out, "recipe", state.get("recipe"), fingerprint(self.recipe))
+        require_same(self.place.out, "recipe", renewed(state.get("recipe")), fingerprint(self.recipe))
         self.learner.model.load_state_dict(state["model"])
         self.ema.load(state["ema"], state["ema_updates"])
         self.iteration, self.seconds = state["iteration"], state["seconds"]

@@ -43,7 +43,7 @@ class Learner(nn.Module):
         features = self.model.backbone(batch.images)
         features = {name: level.float() for name, level in features.items()}
         sizes = list(batch.sizes_hw)
-        told = [{"boxes": target.boxes} for target in batch.targets]
+        told = [{"boxes": target.boxes, "unsure": target.unsure} for target in batch.targets]
         proposals, rpn = self.model.rpn(ImageList(batch.images, sizes), features, told)
         # Torchvision guesses the levels' strides from features and image size; padded ones fit exactly.
         padded = [(int(batch.images.shape[2]), int(batch.images.shape[3]))] * len(sizes)

@@ -248,3 +248,11 @@ RUN_SETTINGS = {"about", "licence", "init", "validation", "save_every", "rules",
 def fingerprint(recipe: Recipe) -> str:
     """Everything that the weights depend on, as text; a run goes on under an equal one alone."""
     return recipe.model_dump_json(exclude=RUN_SETTINGS)
+
+
+def renewed(text: str | None) -> str | None:
+    """A fingerprint of before as it is written today: settings that it does not know have their defaults."""
+    try:
+        return text and fingerprint(Recipe.model_validate_json(text))
+    except ValidationError:
+        return text

@@ -135,9 +135,11 @@ def _describe(
 ) -> None:
     for name, part in (("train", train), ("held out", held)):
         types = Counter(e.type or "several" for e in part)
-        cells = sum(len(e.masks) for e in part)
+        cells = sum(len(e.cells) for e in part)
+        unsure = sum(len(e.masks) for e in part) - cells
         listed = ", ".join(f"{kind} {count}" for kind, count in sorted(types.items()))
-        say(f"{name:9} {len(part)} images, {cells} cells ({listed or 'none'})")
+        regions = f", {unsure} unsure regions" if unsure else ""
+        say(f"{name:9} {len(part)} images, {cells} cells ({listed or 'none'}){regions}")
     parameters = sum(p.numel() for p in trainer.learner.parameters())
     start = f"from {Path(recipe.init).name}" if recipe.init else "from scratch"
     if trainer.iteration:

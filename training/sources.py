@@ -37,9 +37,10 @@ CACHED_IMAGES = 1024
 class Example:
     """One image with its cells.
 
-    `type` is the class of its cells ("" for several); labels count from 1 in the recipe's classes;
-    `group` is what it shares with images that must not be told apart from it, its own id if nothing;
-    `told_in` the name of the annotations' file, without its suffix.
+    `type` is the class of its cells ("" for several); labels count from 1 in the recipe's classes, and a
+    mask of label 0 is what may be a cell or not, of which nothing is learnt; `group` is what it shares with
+    images that must not be told apart from it, its own id if nothing; `told_in` the name of the
+    annotations' file, without its suffix.
     """
 
     source: str
@@ -60,9 +61,14 @@ class Example:
         """The image, uint8 (H, W) or (H, W, 3)."""
         return _pixels(self.file)
 
+    @property
+    def cells(self) -> tuple[Mask, ...]:
+        """The masks of what is a cell."""
+        return tuple(mask for mask, label in zip(self.masks, self.labels, strict=True) if label)
+
     def truth(self) -> TrueImage:
         """What the metric compares with."""
-        return TrueImage(self.file.id, self.size_hw, self.type, self.masks)
+        return TrueImage(self.file.id, self.size_hw, self.type, self.cells)
 
 
 @lru_cache(maxsize=CACHED_IMAGES)
@@ -272,7 +278,15 @@ def _example(
     names = [_class_of(source, image.types[i], image.id, recipe) for i in kept]
     labels = tuple(recipe.all_classes.index(name) + 1 for name in names)
     kind = names[0] if len(set(names)) == 1 else ""
-    return Example(source, file, size_hw, kind, tuple(image.masks[i] for i in kept), labels, image.id)
+    unsure = _crowds(image)
+    masks = (*(image.masks[i] for i in kept), *unsure)
+    return Example(source, file, size_hw, kind, masks, labels + (0,) * len(unsure), image.id)
+
+
+def _crowds(image: TrueImage) -> tuple[Mask, ...]:
+    """The regions that COCO's `iscrowd` marks, as far as they have pixels."""
+    regions = image.coco.regions if image.coco else ()
+    return tuple(region.mask for region in regions if region.is_crowd and len(region.mask[0]))
 
 
 def _class_of(source: str, cell_type: str, image_id: str, recipe: Recipe) -> str:

@@ -70,12 +70,15 @@ class Mix(Settings):
     """Which images are drawn.
 
     `by` image: each once an epoch; by type: first the type, by `weights` (1 where none is written), then
-    one of its images. The weights of the types in `fade` fall to 0 over the stage.
+    one of its images. The weights of the types in `fade` fall to 0 over the stage. An image of a source
+    with a weight in `sources` is drawn that many times as often as one of the others; by image all are
+    drawn at random then, and an epoch is as many of them as there are.
     """
 
     by: Literal["image", "type"] = "image"
     weights: dict[str, Weight] = Field(default_factory=dict)
     fade: tuple[str, ...] = ()
+    sources: dict[str, Positive] = Field(default_factory=dict)
 
     def weight(self, name: str, progress: float) -> float:
         """The weight of a type when `progress` of the stage, in [0, 1], is done."""

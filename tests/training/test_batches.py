@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,18 @@ def test_a_crop_without_cells(tmp_path: Path) -> None:
     _, target = to_network(sample, SIZE_HW, make_recipe().preprocessing)
     assert target.boxes.shape == (0, 4)
     assert target.masks.shape == (0, 2, 2)
+
+
+def test_what_may_be_a_cell_is_told_apart(tmp_path: Path) -> None:
+    example = read_examples(write_sartorius(tmp_path / "d", images=1))[0]
+    sample = cut(example, Window(0, 0, *SIZE_HW), 0.0)
+    settings = _preprocessing("default")
+    _, known = to_network(sample, SIZE_HW, settings)
+    labels = np.where(np.arange(len(sample.labels)) == 1, 0, sample.labels)
+    _, target = to_network(replace(sample, labels=labels), SIZE_HW, settings)
+    keep = [i for i in range(len(labels)) if i != 1]
+    assert torch.equal(target.boxes, known.boxes[keep])
+    assert torch.equal(target.masks, known.masks[keep])
+    assert torch.equal(target.unsure, known.boxes[1:2])
+    assert known.unsure.shape == (0, 4)
+    assert torch.equal(target.to(torch.device("cpu")).unsure, target.unsure)

@@ -118,6 +118,21 @@ def test_pasted_cells_hide_what_they_cover(example: Example) -> None:
         assert (mixed.masks.sum(axis=(1, 2)) > 0).all()
 
 
+def test_what_may_be_a_cell_is_cut_but_neither_sought_nor_pasted(example: Example) -> None:
+    labels = (0,) * (len(example.labels) - 1) + (example.labels[-1],)
+    unsure = replace(example, labels=labels)
+    (sure,) = unsure.cells
+    assert np.array_equal(sure, example.masks[-1])
+    settings, rng = Augment(crop=32, on_cells=1.0), np.random.default_rng(0)
+    for _ in range(30):
+        assert cut(unsure, draw_window(unsure, settings, rng, 1.0), 0.0).labels.any()
+    sample = cut(unsure, Window(0, 0, *SIZE_HW), 0.0)
+    assert tuple(sample.labels) == labels
+    pasted = [paste_cells(sample, sample, settings, np.random.default_rng(i)) for i in range(30)]
+    assert all((one.labels == 0).sum() <= (sample.labels == 0).sum() for one in pasted)
+    assert any((one.labels > 0).sum() for one in pasted)
+
+
 def test_nothing_in_a_crop_is_legal() -> None:
     empty, settings, rng = _empty(), Augment(vflip=True, noise=2, blur=1), np.random.default_rng(0)
     for sample in (

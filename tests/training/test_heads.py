@@ -14,7 +14,7 @@ from training_factories import SIZE_HW, make_recipe, read_examples, write_sartor
 from sartorius_infer.cells.paste import paste_cells
 from training.batches import Batch, Target, collate, to_network
 from training.crops import Window, boxes_of, cut
-from training.heads import box_loss, mask_targets
+from training.heads import box_loss, mask_targets, on_unsure
 from training.model import Learner, build_learner, set_modes
 from training.recipe import Recipe
 
@@ -87,6 +87,85 @@ def test_a_batch_without_any_cell_trains_too() -> None:
     torch.stack(list(losses.values())).sum().backward()
     assert [float(losses[name].detach()) for name in ("mask", "box", "rpn_box")] == [0, 0, 0]
     assert all(p.grad is not None for p in learner.parameters())
+    assert all(bool(b.isfinite().all()) for b in learner.buffers())
+
+
+def test_boxes_on_unsure_regions_are_those_with_more_than_half_of_their_pixels_there() -> None:
+    rng = np.random.default_rng(3)
+    corners = rng.integers(0, 30, (40, 2))
+    boxes = np.concatenate([corners, corners + rng.integers(0, 20, (40, 2))], 1)
+    for regions in (boxes[:0], boxes[:1], boxes[:9]):
+        found = on_unsure(torch.from_numpy(boxes).float(), torch.from_numpy(regions).float())
+        expected = []
+        for x0, y0, x1, y1 in boxes.tolist():
+            most = 0
+            for a0, b0, a1, b1 in regions.tolist():
+                canvas = np.zeros((60, 60), np.bool_)
+                canvas[b0:b1, a0:a1] = True
+                most = max(most, int(canvas[y0:y1, x0:x1].sum()))
+            expected.append(2 * most > (x1 - x0) * (y1 - y0))
+        assert found.tolist() == expected
+
+
+def _blank(unsure: list[list[float]], boxes: list[list[float]]) -> Target:
+    masks = torch.zeros(len(boxes), 64, 64).byte()
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+        mask[int(y0) : int(y1), int(x0) : int(x1)] = 1
+    found = torch.tensor(boxes).reshape(-1, 4)
+    labels = torch.ones(len(boxes), dtype=torch.int64)
+    return Target(found, labels, masks, (1.0, 1.0), torch.tensor(unsure).reshape(-1, 4))
+
+
+def test_nothing_on_an_unsure_region_is_drawn_as_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anchors and RoIs there are background where nobody told of the region, and not drawn where it is."""
+    learner = _learner(make_recipe())
+    region = [0.0, 0.0, 40.0, 64.0]
+    # A cell that lies in the region keeps the boxes that match it.
+    cell = [4.0, 4.0, 28.0, 28.0]
+    anchors: list[torch.Tensor] = []
+    heads, rpn = learner.model.roi_heads, learner.model.rpn
+    assign, choose = rpn.assign_targets_to_anchors, heads.select_training_samples
+    seen: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    def assigned(some: list[torch.Tensor], targets: list[dict[str, torch.Tensor]]) -> object:
+        found = assign(some, targets)
+        seen["anchors"] = list(zip(some, found[0], strict=True))
+        return found
+
+    def chosen(proposals: list[torch.Tensor], targets: list[dict[str, torch.Tensor]]) -> object:
+        anchors.extend(proposals)
+        found = choose(proposals, targets)
+        seen["rois"] = list(zip(found[0], found[2], strict=True))
+        return found
+
+    monkeypatch.setattr(rpn, "assign_targets_to_anchors", assigned)
+    monkeypatch.setattr(heads, "select_training_samples", chosen)
+    images = torch.randn(1, 3, 64, 64)
+    background = {}
+    for unsure in ([], [region]):
+        learner(Batch(images, ((64, 64),), (_blank(unsure, [cell]),)))
+        for name, ((boxes, labels),) in seen.items():
+            there = on_unsure(boxes, torch.tensor([region]))
+            background[name, bool(unsure)] = int(((labels == 0) & there).sum())
+            assert int((labels > 0).sum()) > 0
+            assert int(((labels == 0) & ~there).sum()) > 0
+    assert background["anchors", False] > 0
+    assert background["rois", False] > 0
+    assert background["anchors", True] == background["rois", True] == 0
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_where_all_is_unsure_nothing_is_learnt(norm: str) -> None:
+    network = make_recipe().model_dump(mode="json", exclude_none=True)["network"]
+    head = {"conv_channels": [8], "fc_channels": [16], "norm": {"kind": norm}}
+    learner = _learner(make_recipe(network=network | {"box_head": head}))
+    target = _blank([[-100.0, -100.0, 200.0, 200.0]], [])
+    losses = learner(Batch(torch.randn(1, 3, 64, 64), ((64, 64),), (target,)))
+    assert {float(loss.detach()) for loss in losses.values()} == {0.0}
+    torch.stack(list(losses.values())).sum().backward()
+    for name, parameter in learner.named_parameters():
+        assert parameter.grad is not None, name
+        assert not bool(parameter.grad.any()), name
     assert all(bool(b.isfinite().all()) for b in learner.buffers())
 
 

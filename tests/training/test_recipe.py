@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sartorius_infer.networks.torchvision.rcnn import build_model, resolve_parts
 from training.errors import TrainingError
 from training.export import manifest_of
 from training.model import exported_state
-from training.recipe import fingerprint, read_recipe
+from training.recipe import fingerprint, read_recipe, renewed
 from training.stages import Mix, Schedule, Stage
 
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*.toml"))
@@ -90,6 +91,16 @@ def test_toml_says_that_nothing_is_resized(tmp_path: Path) -> None:
 def test_fingerprint_leaves_out_what_does_not_change_the_weights() -> None:
     assert fingerprint(make_recipe(validation={"every": 7})) == fingerprint(make_recipe())
     assert fingerprint(make_recipe(seed=7)) != fingerprint(make_recipe())
+
+
+def test_a_run_of_before_goes_on_with_settings_that_came_since() -> None:
+    now = fingerprint(make_recipe())
+    before = json.loads(now)
+    del before["stages"][0]["mix"]["sources"]
+    assert renewed(json.dumps(before)) == now
+    assert renewed(now) == now
+    assert renewed(None) is None
+    assert renewed('{"gone": 1}') == '{"gone": 1}'
 
 
 def test_schedules() -> None:

@@ -70,6 +70,32 @@ def test_coco_with_a_pattern_of_labels(tmp_path: Path) -> None:
         _read(folder)
 
 
+def test_crowd_regions_are_neither_cells_nor_background(tmp_path: Path) -> None:
+    folder = tmp_path / "coco"
+    (folder / "images").mkdir(parents=True)
+    for name in ("a", "b"):
+        cv2.imwrite(str(folder / "images" / f"{name}.png"), draw_cells(np.random.default_rng(1))[0])
+    square = [[10, 10, 30, 10, 30, 30, 10, 30]]
+    told = [(1, 0), (1, 1), (2, 1)]
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{name}.png", "height": SIZE_HW[0], "width": SIZE_HW[1]}
+            for i, name in enumerate("ab", start=1)
+        ],
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": 1, "segmentation": square, "iscrowd": crowd}
+            for i, (image, crowd) in enumerate(told)
+        ],
+        "categories": [{"id": 1, "name": "cort"}],
+    }
+    (folder / "coco.json").write_text(json.dumps(content))
+    (example,), lines = _read(folder)
+    assert (example.type, example.labels) == ("cort", (3, 0))
+    assert len(example.masks) == 2
+    assert len(example.cells) == len(example.truth().masks) == 1
+    assert lines == ["1 images without a cell: data/b"]
+
+
 @pytest.mark.parametrize("beside", [True, False])
 def test_label_maps_for_each_class(tmp_path: Path, beside: bool) -> None:
     pixels, labels = draw_cells(np.random.default_rng(2), count=4)

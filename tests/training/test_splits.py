@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 from training_factories import make_recipe, read_examples, write_sartorius
 
@@ -111,6 +114,29 @@ def test_types_are_drawn_by_weight_and_fade(folder: Path) -> None:
         nothing.example(0, 0)
 
 
+@pytest.mark.parametrize("by", ["image", "type"])
+def test_a_source_is_drawn_by_its_weight(folder: Path, by: Literal["image", "type"]) -> None:
+    """Each of its images a quarter as often as one of the others, whatever the numbers of both."""
+    images = read_examples(folder)
+    examples = [replace(e, source="pseudo" if i < 8 else "true") for i, e in enumerate(images)]
+    draw = Draw(examples, Mix(by=by, sources={"pseudo": 0.25}), 0, 0, 2000, 1)
+    drawn = Counter(draw.example(i, 0).source for i in range(2000))
+    assert drawn["pseudo"] / 2000 == pytest.approx(8 * 0.25 / (8 * 0.25 + 4), abs=0.04)
+    assert draw.example(7, 0) is draw.example(7, 0)
+    none = Draw(examples, Mix(by=by), 0, 0, 300, 1)
+    even = Draw(examples, Mix(by=by, sources={"pseudo": 1.0}), 0, 0, 300, 1)
+    for one in (none, even):
+        found = Counter(one.example(i, 0).source for i in range(300))
+        assert found["pseudo"] / 300 == pytest.approx(8 / 12, abs=0.1)
+
+
+def test_pasted_cells_come_from_sources_by_their_weights(folder: Path) -> None:
+    images = read_examples(folder)
+    examples = [replace(e, source="pseudo" if i < 8 else "true") for i, e in enumerate(images)]
+    draw = Draw(examples, Mix(sources={"pseudo": 1e-9}), 0, 0, 10, 1)
+    assert {draw.one_of(examples, np.random.default_rng(i)).source for i in range(50)} == {"true"}
+
+
 def test_legs_follow_each_other(folder: Path) -> None:
     stage = {"batch": 2, "optimiser": {"lr": 0.1}}
     stages = [stage | {"epochs": 1}, stage | {"iterations": 3, "images": "validation"}]
@@ -125,5 +151,8 @@ def test_legs_follow_each_other(folder: Path) -> None:
     assert len(plan_legs(recipe, train, ())) == 1
     with pytest.raises(TrainingError, match=r"stages.0.sources: expected names of --data \(data\), found x"):
         plan_legs(make_recipe(stages=[stage | {"epochs": 1, "sources": ["x"]}]), train, held)
+    mixed = make_recipe(stages=[stage | {"epochs": 1, "mix": {"sources": {"x": 0.5}}}])
+    with pytest.raises(TrainingError, match=r"stages.0.mix.sources: expected names of --data \(data\)"):
+        plan_legs(mixed, train, held)
     with pytest.raises(TrainingError, match=r"stages.0: expected train images to train on, found none"):
         plan_legs(recipe, (), held)
