@@ -128,6 +128,19 @@ def read_sources(folders: dict[str, Path], recipe: Recipe) -> tuple[tuple[Exampl
     return tuple(examples), skipped
 
 
+def annotated(places: Sequence[Path], ids: Sequence[str]) -> set[str]:
+    """Which of some images, by id, have annotations: in files of them, or folders as `read_sources` takes.
+
+    Raises TrainingError and TruthError.
+    """
+    found: set[str] = set()
+    for told in (path for place in places for path in (_annotations(place) if place.is_dir() else [place])):
+        if not told.exists():
+            raise TrainingError(f"{told}: expected annotations or a folder of them, found nothing there")
+        found |= set(_matched(told, _truth(told), ids))
+    return found
+
+
 def _read_source(name: str, folder: Path, recipe: Recipe, skipped: Skipped) -> list[Example]:
     files = _image_files(folder)
     examples: dict[str, Example] = {}

@@ -106,13 +106,13 @@ def add_rules(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--score",
-        type=partial(_by_class, number=float),
+        type=partial(by_class, number=float),
         metavar="CLASS=N,...",
         help="score thresholds of some classes, from 0 to 1",
     )
     add(
         "--min-area",
-        type=partial(_by_class, number=int),
+        type=partial(by_class, number=int),
         metavar="CLASS=N,...",
         help="smallest areas of some classes, in pixels",
     )
@@ -123,7 +123,7 @@ def add_rules(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _by_class(text: str, number: Callable[[str], float]) -> dict[str, float]:
+def by_class(text: str, number: Callable[[str], float]) -> dict[str, float]:
     """Numbers by class, of `shsy5y=0.2,cort=0.4`."""
     values: dict[str, float] = {}
     for part in text.split(","):
