@@ -19,7 +19,7 @@ from sartorius_infer.errors import PredictionError
 from sartorius_infer.manifest.manifest import Manifest
 from sartorius_infer.manifest.views import View, parse_view
 from sartorius_infer.networks import Features
-from sartorius_infer.networks.base import require_finite
+from sartorius_infer.networks.base import Abstains, require_finite
 from sartorius_infer.types import Bool, CellImage, Float16, Float32, Int64, Prediction
 
 Select = Callable[[Float32, Int64], Bool]
@@ -51,6 +51,13 @@ class Voters(Protocol):
 
 FEATURE_BYTES = 2 << 30
 """Feature maps kept between the passes; beyond it the body runs a second time, memory before speed."""
+
+
+_RESERVED = 1e-6
+"""The share of its vote that a network has in a box where it saw no cell.
+
+Beside another's vote half precision does not tell it from none, and where all have no more, it decides.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,10 +211,20 @@ def _mask_pass(
         features = store.get(index, look)
         own = [look.member.from_manifest[label] for label in labels]
         seen = [look.view.boxes(b, hw) for b, hw in zip(boxes, hws, strict=True)]
+        says = _says(look, features, seen)
         for row, probabilities in enumerate(_chunked_masks(look.member, features, seen, own, roi_chunk)):
             upright = look.view.image_back(probabilities)
-            mean.add(row, upright, look.vote * (own[row] > 0))
+            mean.add(row, upright, says[row] * (own[row] > 0))
     return [mean.result(row) for row in range(len(fused))]
+
+
+def _says(look: _Look, features: Features, boxes: list[Tensor]) -> list[Tensor]:
+    """The vote of a look about each of an image's boxes, float32 (N,)."""
+    network = look.member.network
+    if not isinstance(network, Abstains):
+        return [torch.full((len(some),), look.vote, device=some.device) for some in boxes]
+    saw = network.saw(features, boxes)
+    return [look.vote * torch.where(each, 1.0, _RESERVED) for each in saw]
 
 
 def _chunked_masks(

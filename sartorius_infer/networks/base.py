@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -85,6 +85,25 @@ class Network(Protocol):
         The boxes are those that the whole ensemble agreed on. A label of 0 is a class that this
         network does not know: any mask will do.
         """
+
+
+@runtime_checkable
+class Abstains(Protocol):
+    """A fifth step, for networks of any family that may have nothing to say about single boxes."""
+
+    def saw(self, features: Features, boxes: list[Tensor]) -> list[Tensor]:
+        """Bool (N,) for each image: in which of its boxes the network saw a cell.
+
+        Its masks in the others count only where no other network has a say.
+        """
+
+
+@runtime_checkable
+class Quickens(Protocol):
+    """A network that has faster arithmetic, which differs in the last bits."""
+
+    def quicken(self) -> None:
+        """Take it, in place, where it is on a CPU in float32."""
 
 
 def require_finite(what: str, *tensors: Tensor) -> None:

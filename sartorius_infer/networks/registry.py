@@ -112,7 +112,8 @@ def register_network(name: str, build: Build, recognise: Recognise = lambda stat
     wrappers and prefixes, and the dtype to compute in (torch.float32, float16 or bfloat16), and
     returns a `Network` on the CPU. `recognise(state)` says whether a bare checkpoint is of this kind;
     later registrations are asked first. A plugin file calls this when it is loaded by `--plugin`;
-    `Network`, which tells the four steps, `Features` and `Detections` are in `sartorius_infer.networks`.
+    `Network`, which tells the four steps, `Features` and `Detections` are in `sartorius_infer.networks`;
+    `networks.base` has what a network may do beside them: `Abstains` and `Quickens`.
     """
     register(_Registered(name, build, recognise))
 

@@ -322,6 +322,34 @@ def test_masks_of_a_network_that_lacks_the_class_have_no_say(swap: bool) -> None
     np.testing.assert_allclose(found.masks, alone.masks * mean, atol=2e-3)
 
 
+@dataclass
+class ShyNetwork(BlobNetwork):
+    """Saw nothing in boxes that begin in the left half of what it looks at."""
+
+    def saw(self, features: Features, boxes: list[Tensor]) -> list[Tensor]:
+        return [some[:, 0] >= features.image_hws[0][1] / 2 for some in boxes]
+
+
+@pytest.mark.parametrize("view", ["identity", "hflip"])
+def test_a_network_that_saw_nothing_in_a_box_has_no_say_there(view: str) -> None:
+    image = blobs(7)
+    shy, other = ShyNetwork(firmness=0.9), BlobNetwork(firmness=0.5)
+    found = one(ensemble_of(shy, other, weights=(3, 1), views=[view]), image)
+    alone = one(ensemble_of(other, views=[view]), image)
+    left, right = alone.boxes[:, 0], SIZE_HW[1] - alone.boxes[:, 2]
+    unseen = (right if view == "hflip" else left) < SIZE_HW[1] / 2
+    assert 0 < unseen.sum() < len(unseen)
+    mean = np.where(unseen, 0.5, 0.25 * 0.5 + 0.75 * 0.9)[:, None, None] / 0.5
+    np.testing.assert_allclose(found.masks, alone.masks * mean, atol=2e-3)
+
+
+def test_where_no_network_saw_anything_all_have_a_say() -> None:
+    image, weights = blobs(7), (2, 1)
+    shy = one(ensemble_of(ShyNetwork(firmness=0.9), ShyNetwork(firmness=0.5), weights=weights), image)
+    bold = one(ensemble_of(BlobNetwork(firmness=0.9), BlobNetwork(firmness=0.5), weights=weights), image)
+    assert_same(shy, bold)
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.tuples(*[st.floats(0.05, 20)] * 3), st.tuples(*[st.floats(0.1, 1)] * 3))
 def test_masks_are_the_weighted_mean(weights: tuple[float, ...], firmness: tuple[float, ...]) -> None:
