@@ -21,7 +21,7 @@ import cv2
 import torch
 import torchvision
 
-from benchmarks import bodies, kit, quality, ratios, stages, whole
+from benchmarks import bodies, cellpose, kit, quality, ratios, stages, whole
 from benchmarks.networks import random_r50
 from benchmarks.timing import Row, rows_table, table
 from sartorius_infer.ensemble.device import keep_memory, resolve_device
@@ -170,6 +170,13 @@ def _bodies(arguments: argparse.Namespace, device: torch.device) -> tuple[str, A
     return table(["body and pyramid", "plain, s", "other, s", "times as long"], lines), found
 
 
+def _cellpose(arguments: argparse.Namespace, device: torch.device) -> tuple[str, Any]:
+    image = image_tensor(read_image(_files(arguments)[0]))[:1]
+    with torch.inference_mode():
+        found = list(cellpose.costs(image, arguments.cells, arguments.rounds))
+    return table(["Cellpose, one image", "CPU s"], [[name, f"{s:.2f}"] for name, s in found]), found
+
+
 SECTIONS: dict[str, Section] = {
     "ratios": _ratios,
     "stages": _stages,
@@ -180,6 +187,7 @@ SECTIONS: dict[str, Section] = {
     "scaling": _scaling,
     "scores": _scores,
     "bodies": _bodies,
+    "cellpose": _cellpose,
 }
 
 SHORT = ("ratios", "stages", "levers", "memory", "start")

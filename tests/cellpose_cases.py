@@ -16,7 +16,7 @@ from sartorius_infer.images.read import read_image
 from sartorius_infer.manifest.cellpose import CellposeParts
 from sartorius_infer.manifest.manifest import ModelSpec
 from sartorius_infer.networks.cellpose.family import CellposeFamily
-from sartorius_infer.networks.cellpose.network import CellposeFeatures, CellposeNetwork
+from sartorius_infer.networks.cellpose.network import CellposeNetwork
 from sartorius_infer.networks.cellpose.unet import UNet
 from sartorius_infer.types import Float32, UInt8
 
@@ -34,20 +34,21 @@ def image_of(name: str) -> UInt8:
     return read_image(IMAGES / f"{name}.png").pixels
 
 
-def quarter(parts: CellposeParts | None = None, classes: tuple[str, ...] | None = None) -> CellposeNetwork:
+def quarter(parts: CellposeParts | None = None, precision: torch.dtype = torch.float32) -> CellposeNetwork:
     """The reference checkpoint's network."""
-    spec = ModelSpec(name="a", file=str(QUARTER), cellpose=parts, classes=classes)
-    network = CellposeFamily().build(spec, dict(read_checkpoint(QUARTER).with_outside.state), torch.float32)
+    spec = ModelSpec(name="a", file=str(QUARTER), cellpose=parts)
+    network = CellposeFamily().build(spec, dict(read_checkpoint(QUARTER).with_outside.state), precision)
     assert isinstance(network, CellposeNetwork)
     return network
 
 
 @cache
-def seen_by_quarter(name: str, diameter: float | None, augment: bool) -> CellposeFeatures:
-    """What it sees in a public test image; computed once."""
+def seen_by_quarter(name: str, diameter: float | None, augment: bool) -> tuple[Float32, Float32]:
+    """Flows and logit (3, h, w) and the style (S,) of a public test image; computed once."""
     network = quarter(CellposeParts(diameter=diameter, augment=augment))
     with torch.inference_mode():
-        return network.features([torch.from_numpy(image_of(name).copy())[None]])
+        ((maps, style),) = network.flows([torch.from_numpy(image_of(name).copy())[None]])
+    return maps.numpy(), style.numpy()
 
 
 def small_state(widths: tuple[int, ...] = (4, 6, 8), seed: int = 0, outputs: int = 3) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from sartorius_infer.manifest.one_class import with_one_class
 from sartorius_infer.manifest.overrides import override_rules
 from sartorius_infer.manifest.rules import EdgeMode, Rules
 from sartorius_infer.manifest.views import require_views
-from sartorius_infer.networks.pyramid import PyramidNetwork
+from sartorius_infer.networks.base import Quickens
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class Ensemble:
         but equal. Networks that know no other arithmetic, and those elsewhere, stay as they are.
         """
         for member in self.members:
-            if isinstance(member.network, PyramidNetwork):
+            if isinstance(member.network, Quickens):
                 member.network.quicken()
 
     def as_one_class(self, name: str) -> Ensemble:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from places import SAMPLES
 
-from benchmarks import kit, opponents, ratios, stages, timing, whole
+from benchmarks import cellpose, kit, opponents, ratios, stages, timing, whole
 from benchmarks.agreed import AgreedModel, AgreedNetwork
 from benchmarks.networks import LEAST_AREA, default_checkpoint
 from sartorius_infer.cells.claim import build_instances
@@ -125,3 +125,11 @@ def test_a_child_tells_its_own_peak() -> None:
     block = np.ones(300 << 20, np.uint8)  # what this process holds is not the child's
     seconds, mib = whole.child(["this"])
     assert block.size and seconds > 0 and mib < 200
+
+
+def test_the_discs_of_cellpose_s_stage_are_found() -> None:
+    maps = cellpose._discs(HW, 40)
+    cells = cellpose.cells_of(maps, cellpose.PARTS, HW, cellpose.RESCALE)
+    assert 30 <= len(cells.scores) <= 60
+    stages = [name for name, seconds in cellpose.costs(torch.zeros((1, 40, 50), dtype=torch.uint8), 4, 1)]
+    assert stages == ["tiles, fp32", "tiles, fp32-fast", "flows to cells"]

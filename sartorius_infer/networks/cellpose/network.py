@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +20,7 @@ from sartorius_infer.networks.base import Detections, Features, require_finite
 from sartorius_infer.networks.cellpose.masks import Cells, cells_of
 from sartorius_infer.networks.cellpose.tiles import flows_of, normalised, resized, resized_hw
 from sartorius_infer.networks.cellpose.unet import UNet
+from sartorius_infer.networks.cpu.arithmetic import quicken
 from sartorius_infer.types import Float32
 
 OWN_IOU = 0.3
@@ -30,12 +31,15 @@ _GRID_VALUES = 32 << 20
 
 _SMALLEST_GRID = 28
 
+_THREADS = 4
+"""Images whose flows are followed at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class CellposeFeatures(Features):
     """Features that were followed to cells.
 
-    `maps` has "flows", flows and logit (B, 3, h, w) before any resampling, and "style" (B, S, 1, 1).
+    `maps` has "style" (B, S, 1, 1); flows are not kept.
     """
 
     seen: tuple[Seen, ...] = ()
@@ -70,9 +74,16 @@ class Seen:
         longest = int((self.boxes[:, 2:] - self.boxes[:, :2]).max())
         return max(_SMALLEST_GRID, min(2 * longest, math.isqrt(_GRID_VALUES // len(self.boxes))))
 
+    def owners(self, boxes: Tensor) -> Tensor:
+        """For each of boxes (N, 4) the number of the cell that it is of, int64 (N,); 0 where of none."""
+        if len(boxes) == 0 or len(self.boxes) == 0:
+            return torch.zeros(len(boxes), dtype=torch.int64)
+        best, row = box_iou(boxes, torch.from_numpy(self.boxes)).max(dim=1)
+        return torch.where(best > OWN_IOU, row + 1, 0)
+
     def masks(self, boxes: Tensor) -> Tensor:
         """Probabilities, float32 (N, side, side), in boxes (N, 4)."""
-        owners = _owners(boxes, torch.from_numpy(self.boxes))
+        owners = self.owners(boxes).tolist()
         grids = np.zeros((len(boxes), self.side, self.side), np.float32)
         for grid, owner, (x0, y0, x1, y1) in zip(grids, owners, boxes.double().numpy(), strict=True):
             height, width = self.cells.label_map.shape
@@ -88,14 +99,6 @@ class Seen:
         centres = low + (np.arange(self.side) + 0.5) * ((high - low) / self.side)
         inside = np.flatnonzero((centres >= 0) & (centres < size))
         return inside, centres[inside].astype(np.int64)
-
-
-def _owners(boxes: Tensor, own: Tensor) -> list[int]:
-    """For each of boxes (N, 4) the number of the cell, from 1, that it is of; 0 where of none."""
-    if len(boxes) == 0 or len(own) == 0:
-        return [0] * len(boxes)
-    best, row = box_iou(boxes, own).max(dim=1)
-    return [int(n) for n in torch.where(best > OWN_IOU, row + 1, 0)]
 
 
 class CellposeNetwork(nn.Module):
@@ -119,33 +122,50 @@ class CellposeNetwork(nn.Module):
         self.rescale = rescale
         self.class_count = class_count
         self.precision = precision
+        self.memory_format = torch.contiguous_format
+        if precision != torch.float32:
+            self._lay_channels_last()
+
+    def quicken(self) -> None:
+        """On a CPU in float32: norms in convolutions, wide ones by Winograd's algorithm, channels last."""
+        if self.precision == torch.float32 and next(self.parameters()).device.type == "cpu":
+            quicken(self.model)
+            self._lay_channels_last()
+
+    def _lay_channels_last(self) -> None:
+        self.memory_format = torch.channels_last
+        self.model.to(memory_format=self.memory_format)
 
     def features(self, images: Sequence[Tensor], view: View = IDENTITY) -> CellposeFeatures:
         """Tiles through the network, then the cells that its flows lead to, on threads of their own."""
-        hws = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+        hws = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
         rescale = self.rescale * view.scale
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            maps, styles, cells = [], [], []
-            for image, hw in zip(images, hws, strict=True):
-                seen_maps, style = self._maps(image, resized_hw(hw, rescale))
-                maps.append(seen_maps)
+        with ThreadPoolExecutor(max_workers=_THREADS) as pool:
+            styles, cells = [], []
+            for maps, style in self.flows(images, view):
                 styles.append(style[:, None, None])
-                cells.append(pool.submit(cells_of, seen_maps.cpu().numpy(), self.parts, hw, rescale))
+                cells.append(pool.submit(cells_of, maps.cpu().numpy(), self.parts, hws[0], rescale))
+                if len(cells) > _THREADS:
+                    cells[-_THREADS - 1].result()  # so that no more flows wait than are followed
             seen = tuple(Seen(each.result()) for each in cells)
-        input_hws = tuple((int(each.shape[1]), int(each.shape[2])) for each in maps)
-        stacked = {"flows": torch.stack(maps), "style": torch.stack(styles)}
-        return CellposeFeatures(stacked, tuple(hws), input_hws, input_hws[0], seen)
+        input_hw = resized_hw(hws[0], rescale)
+        return CellposeFeatures({"style": torch.stack(styles)}, hws, (input_hw,) * len(hws), input_hw, seen)
 
-    def _maps(self, image: Tensor, input_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Flows and logit (3, h, w) of an image at the network's size, and its style (S,)."""
-        pixels = resized(normalised(image.cpu().numpy(), self.parts.percentile), input_hw)
-        maps, style = flows_of(self._run, pixels, self.parts, image.device)
-        require_finite("flows", maps)
-        return maps, style
+    def flows(self, images: Sequence[Tensor], view: View = IDENTITY) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each image flows and logit, float32 (3, h, w), at the network's size, and its style (S,)."""
+        own = (self._pixels(image, self.rescale * view.scale) for image in images)
+        for maps, style in flows_of(self._run, own, self.parts, images[0].device):
+            require_finite("flows", maps)
+            yield maps, style
+
+    def _pixels(self, image: Tensor, rescale: float) -> Float32:
+        """(2, h, w) of an image as its tiles are cut from it."""
+        size_hw = resized_hw((int(image.shape[-2]), int(image.shape[-1])), rescale)
+        return resized(normalised(image.cpu().numpy(), self.parts.percentile), size_hw)
 
     def _run(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(tiles.device.type, self.precision, enabled=self.precision != torch.float32):
-            maps, styles = self.model(tiles)
+            maps, styles = self.model(tiles.contiguous(memory_format=self.memory_format))
         return maps, styles
 
     def propose(self, features: Features) -> list[Tensor]:
@@ -167,6 +187,12 @@ class CellposeNetwork(nn.Module):
         labels = torch.full((len(order),), 0 if self.class_count is None else 1, device=device)
         return Detections(boxes, scores, labels)
 
+    def saw(self, features: Features, boxes: list[Tensor]) -> list[Tensor]:
+        """Which boxes are of one of its cells."""
+        device = _device(features)
+        seen = zip(_seen(features), boxes, strict=True)
+        return [(s.owners(b.cpu()) > 0).to(device) for s, b in seen]
+
     def mask_probabilities(
         self, features: Features, boxes: list[Tensor], labels: list[Tensor]
     ) -> list[Tensor]:
@@ -181,4 +207,4 @@ def _seen(features: Features) -> tuple[Seen, ...]:
 
 
 def _device(features: Features) -> torch.device:
-    return features.maps["flows"].device
+    return features.maps["style"].device

@@ -6,7 +6,8 @@ Source: Stringer et al., Nature Methods 18 (2021), and the package's behaviour (
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -22,8 +23,8 @@ from sartorius_infer.types import Float32, UInt8
 Net = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Tiles (B, 2, h, w) -> flows and logit (B, 3, h, w), styles (B, S)."""
 
-BATCH = 8
-"""Tiles that enter the network together."""
+CPU_BATCH, GPU_BATCH = 1, 32
+"""Tiles that enter the network together: on a CPU the maps of one stay in its cache."""
 
 _MULTIPLE = 16
 _TAPER_MARGIN, _TAPER_WIDTH = 20, 7.5
@@ -107,34 +108,104 @@ def _starts(size: int, parts: CellposeParts) -> list[int]:
     return [int(start) for start in np.linspace(0, size - tile, count)]
 
 
-def taper(height: int, width: int) -> Tensor:
-    """The weight of a tile's pixels, float64 (height, width): a sigmoid that falls towards the edges."""
+def taper(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The weight of a tile's rows (height,) and of its columns (width,), whose product is that of a pixel.
+
+    Float64: a sigmoid that falls towards both ends.
+    """
     whole = max(_TAPER_SIDE, height, width)
     distance = np.abs(np.arange(whole) - (whole - 1) / 2)
     slope = 1 / (1 + np.exp((distance - (whole / 2 - _TAPER_MARGIN)) / _TAPER_WIDTH))
     rows, columns = (slope[whole // 2 - n // 2 : whole // 2 + n // 2 + n % 2] for n in (height, width))
-    return torch.from_numpy(np.outer(rows, columns))
+    return torch.from_numpy(rows), torch.from_numpy(columns)
 
 
-def flows_of(net: Net, image: Float32, parts: CellposeParts, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Flows and logit, float32 (3, H, W), and the style (S,), of (2, H, W) that has its final size."""
-    padded, (top, left) = _padded(torch.from_numpy(image).to(device), parts)
-    size_hw = int(padded.shape[1]), int(padded.shape[2])
-    height, width = (min(parts.tile, side) for side in size_hw)
-    weight = taper(height, width).to(device)
-    total, cover = padded.new_zeros((OUTPUTS, *size_hw)), weight.new_zeros(size_hw)
-    styles = []
-    for some in _batches(tiles_of(size_hw, parts)):
-        places = [(slice(tile.y, tile.y + height), slice(tile.x, tile.x + width)) for tile in some]
-        batch = [tile.mirrored(padded[:, y, x]) for tile, (y, x) in zip(some, places, strict=True)]
-        maps, style = net(torch.stack(batch))
-        styles.append(style.float().sum(dim=0))
-        for tile, (y, x), seen in zip(some, places, maps.float(), strict=True):
-            total[:, y, x] += tile.flow_back(seen) * weight
-            cover[y, x] += weight
-    mean = (total / cover).float()[:, top : top + image.shape[1], left : left + image.shape[2]]
-    style = torch.stack(styles).sum(dim=0)
-    return mean.contiguous(), style / style.norm()
+def _cover(starts: Iterable[int], weight: Tensor, size: int) -> Tensor:
+    """The sum of the weights of all tiles along one axis, float32 (size,)."""
+    cover = weight.new_zeros(size)
+    for start in starts:
+        cover[start : start + len(weight)] += weight
+    return cover.float()
+
+
+class Mosaic:
+    """An image (2, H, W) of its final size in padding, and what its tiles show so far."""
+
+    def __init__(self, image: Float32, parts: CellposeParts, device: torch.device) -> None:
+        self._image, self._corner = _padded(torch.from_numpy(image).to(device), parts)
+        self._inner_hw = image.shape[1:]
+        size_hw = int(self._image.shape[1]), int(self._image.shape[2])
+        self.tile_hw = min(parts.tile, size_hw[0]), min(parts.tile, size_hw[1])
+        self.tiles = tiles_of(size_hw, parts)
+        self._taper = tuple(weight.to(device) for weight in taper(*self.tile_hw))
+        self._cover = tuple(
+            _cover(_starts(side, parts), weight, side)
+            for weight, side in zip(self._taper, size_hw, strict=True)
+        )
+        self._total = self._image.new_zeros((OUTPUTS, *size_hw))
+        self._style: Tensor | float = 0.0
+        self._left = len(self.tiles)
+
+    @property
+    def whole(self) -> bool:
+        """Whether each tile was seen."""
+        return self._left == 0
+
+    def cut(self, tile: Tile) -> Tensor:
+        """A tile (2, h, w) as the network sees it."""
+        return tile.mirrored(self._image[:, *self._place(tile)])
+
+    def add(self, tile: Tile, maps: Tensor, style: Tensor) -> None:
+        """What the network said of a tile: (3, h, w) and (S,)."""
+        rows, columns = self._taper
+        self._total[:, *self._place(tile)] += tile.flow_back(maps.float()) * rows[:, None] * columns
+        self._style = self._style + style.float()
+        self._left -= 1
+
+    def _place(self, tile: Tile) -> tuple[slice, slice]:
+        height, width = self.tile_hw
+        return slice(tile.y, tile.y + height), slice(tile.x, tile.x + width)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Flows and logit, float32 (3, H, W), and the style (S,), when it is whole."""
+        (top, left), (height, width), (rows, columns) = self._corner, self._inner_hw, self._cover
+        mean = self._total[:, top : top + height, left : left + width]
+        mean = (mean / rows[top : top + height, None]).div_(columns[left : left + width])
+        style = torch.as_tensor(self._style)
+        return mean, style / style.norm()
+
+
+def flows_of(
+    net: Net, images: Iterable[Float32], parts: CellposeParts, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each of images (2, H, W) of one size flows and logit, float32 (3, H, W), and the style (S,).
+
+    Tiles enter the network together, those of the next image with the last of one; an image's come out as
+    soon as all of its were seen.
+    """
+    waiting: list[tuple[Mosaic, Tile]] = []
+    begun: deque[Mosaic] = deque()
+    batch = GPU_BATCH if device.type == "cuda" else CPU_BATCH
+    for image in images:
+        begun.append(Mosaic(image, parts, device))
+        for tile in begun[-1].tiles:
+            waiting.append((begun[-1], tile))
+            if len(waiting) == batch:
+                _look(net, waiting)
+                waiting = []
+        while begun and begun[0].whole:
+            yield begun.popleft().result()
+    if waiting:
+        _look(net, waiting)
+    for mosaic in begun:
+        yield mosaic.result()
+
+
+def _look(net: Net, some: Sequence[tuple[Mosaic, Tile]]) -> None:
+    """Put tiles through the network together."""
+    maps, styles = net(torch.stack([mosaic.cut(tile) for mosaic, tile in some]))
+    for (mosaic, tile), seen, style in zip(some, maps, styles, strict=True):
+        mosaic.add(tile, seen, style)
 
 
 def _padded(image: Tensor, parts: CellposeParts) -> tuple[Tensor, tuple[int, int]]:
@@ -150,8 +221,3 @@ def _padded(image: Tensor, parts: CellposeParts) -> tuple[Tensor, tuple[int, int
         pads.append((before, after + max(0, short) * parts.augment))
     (top, bottom), (left, right) = pads
     return F.pad(image, (left, right, top, bottom)), (top, left)
-
-
-def _batches(tiles: list[Tile]) -> Iterator[list[Tile]]:
-    for first in range(0, len(tiles), BATCH):
-        yield tiles[first : first + BATCH]

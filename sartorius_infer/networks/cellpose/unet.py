@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sartorius_infer.errors import CheckpointError
+from sartorius_infer.networks.layers import NormedBlock
 
 CHANNELS = 2
 """The image and, for a cell's nucleus, a second channel."""
@@ -28,14 +29,14 @@ _WIDTH = re.compile(r"downsample\.down\.res_down_(\d+)\.conv\.conv_0\.2\.weight"
 def _layer(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
     """Norm, ReLU, convolution that keeps the size."""
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
-    return nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(), conv)
+    return nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(inplace=True), conv)
 
 
 def _shortcut(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.BatchNorm2d(inputs), nn.Conv2d(inputs, outputs, 1))
 
 
-class _Down(nn.Module):
+class _Down(NormedBlock):
     """(B, inputs, h, w) -> (B, outputs, h, w)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -48,6 +49,10 @@ class _Down(nn.Module):
         x = self.proj(x) + self.conv["conv_1"](self.conv["conv_0"](x))
         x = x + self.conv["conv_3"](self.conv["conv_2"](x))
         return x
+
+    def norm_pairs(self) -> list[tuple[str, str]]:
+        """The second layer of each pair begins with a norm of what the first gives."""
+        return [("conv.conv_0.2", "conv.conv_1.0"), ("conv.conv_2.2", "conv.conv_3.0")]
 
 
 class _Styled(nn.Module):

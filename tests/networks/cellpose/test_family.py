@@ -169,7 +169,7 @@ def test_an_imported_one_is_the_same_network(tmp_path: Path) -> None:
     assert before.rescale == after.rescale
     image = torch.randint(0, 256, (1, 40, 50), dtype=torch.uint8)
     with torch.inference_mode():
-        maps = [n.features([image]).maps["flows"] for n in (before, after)]
+        maps = [next(n.flows([image]))[0] for n in (before, after)]
     torch.testing.assert_close(*maps, rtol=0, atol=1e-5)  # last bits go with where tensors lie
     named = import_checkpoint(path, tmp_path / "v", classes=["cort"])
     assert network_of(named.manifest).class_count == 1

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cellpose_cases import needs_reference, quarter, radial_maps
-from torch import Tensor
+from cellpose_cases import image_of, needs_reference, quarter, radial_maps
+from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from sartorius_infer.cells.claim import build_instances
@@ -24,6 +24,7 @@ from sartorius_infer.networks import Detections, Features
 from sartorius_infer.networks.cellpose.masks import cells_of
 from sartorius_infer.networks.cellpose.network import CellposeFeatures, CellposeNetwork, Seen
 from sartorius_infer.networks.cellpose.unet import UNet
+from sartorius_infer.networks.cpu.winograd import WinogradConv2d
 from sartorius_infer.types import CellImage
 
 SIZE_HW = (70, 80)
@@ -47,9 +48,9 @@ class Discs(CellposeNetwork):
         seen_maps = torch.cat([flow, view.image(maps[2:])]).contiguous()
         hw = int(seen_maps.shape[1]), int(seen_maps.shape[2])
         seen = Seen(cells_of(seen_maps.numpy(), self.parts, hw, 1.0))
-        flows = torch.stack([seen_maps] * len(images))
+        style = torch.zeros((len(images), 1, 1, 1))
         hws = (hw,) * len(images)
-        return CellposeFeatures({"flows": flows}, hws, hws, hw, (seen,) * len(images))
+        return CellposeFeatures({"style": style}, hws, hws, hw, (seen,) * len(images))
 
 
 def ensemble(
@@ -84,8 +85,6 @@ def test_alone_its_label_map_comes_out_map_for_map(threshold: float) -> None:
 @needs_reference
 @pytest.mark.slow
 def test_alone_a_real_image_comes_out_map_for_map() -> None:
-    from cellpose_cases import image_of
-
     pixels, network = image_of("d48ec7815252"), quarter()
     found = ensemble([network])
     (prediction,) = predict(found, [CellImage("a", pixels)])
@@ -134,10 +133,13 @@ def test_masks_of_other_networks_boxes() -> None:
     (masks,) = network.mask_probabilities(features, [torch.tensor(boxes)], [torch.ones(4, dtype=torch.int64)])
     expected = np.stack([slow_mask(features.seen[0], box) for box in boxes])
     np.testing.assert_allclose(masks.numpy(), expected, rtol=0, atol=0)
-    # Where none of its cells is, it says what it saw, and never nothing.
+    # Where none of its cells is, it leaves it to others, and asked all the same it says what it saw.
+    (saw,) = network.saw(features, [torch.tensor(boxes)])
+    assert saw.tolist() == [True, True, False, False]
     assert masks[2].max() > 0.9 and masks[3].max() > 0
     empty = network.mask_probabilities(features, [torch.zeros((0, 4))], [torch.zeros(0, dtype=torch.int64)])
     assert empty[0].shape == (0, features.seen[0].side, features.seen[0].side)
+    assert network.saw(features, [torch.zeros((0, 4))])[0].shape == (0,)
 
 
 def test_its_cells_are_its_boxes_best_first() -> None:
@@ -167,11 +169,83 @@ def test_an_image_without_cells_passes_all_steps() -> None:
     assert masks.shape == (1, 28, 28)
 
 
+class Faint(Discs):
+    """Sees the first disc alone."""
+
+    def features(self, images: Sequence[Tensor], view: View = IDENTITY) -> CellposeFeatures:
+        maps = radial_maps(SIZE_HW, DISCS[:1])
+        seen = (Seen(cells_of(maps, self.parts, SIZE_HW, 1.0)),) * len(images)
+        hws = (SIZE_HW,) * len(images)
+        return CellposeFeatures({"style": torch.zeros((len(images), 1, 1, 1))}, hws, hws, SIZE_HW, seen)
+
+
+def test_masks_of_cells_that_it_did_not_see_are_the_others_own() -> None:
+    (other,) = predict(ensemble([Discs()]), [IMAGE])
+    (found,) = predict(ensemble([Discs(), Faint()]), [IMAGE])
+    assert len(found) == len(other) == len(DISCS)
+    first = np.array([5, 6, 25, 24])
+    for box, mask in zip(other.boxes, other.masks, strict=True):
+        row = int(np.abs(found.boxes - box).sum(axis=1).argmin())
+        if np.abs(box - first).max() > 3:
+            np.testing.assert_allclose(found.masks[row], mask, rtol=0, atol=1e-3)
+
+
 def quarterless() -> CellposeNetwork:
     torch.manual_seed(0)
     model = UNet((4, 6, 8))
     torch.nn.init.constant_(model.output[2].bias, -50.0)
     return CellposeNetwork(model, PARTS, 1.0, None, torch.float32)
+
+
+def flows(network: CellposeNetwork, image: Tensor) -> Tensor:
+    with torch.inference_mode():
+        ((maps, _),) = network.flows([image])
+    return maps
+
+
+def norms(network: CellposeNetwork) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+
+
+def test_faster_arithmetic_differs_in_the_last_bits(one_thread: None) -> None:
+    torch.manual_seed(1)
+    network = CellposeNetwork(UNet((4, 128)), CellposeParts(tile=64), 1.0, None, torch.float32)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.3, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+    image = torch.randint(0, 256, (1, 60, 90), dtype=torch.uint8)
+    before, count = flows(network, image), norms(network)
+    network.quicken()
+    torch.testing.assert_close(
+        flows(network, image), before, rtol=1e-4, atol=1e-5 * float(before.std()) + 1e-5
+    )
+    assert norms(network) == count - 2 * 2
+    assert any(isinstance(module, WinogradConv2d) for module in network.modules())
+
+
+def test_half_precision_keeps_its_arithmetic() -> None:
+    network = CellposeNetwork(UNet((4, 128)), PARTS, 1.0, None, torch.bfloat16)
+    count = norms(network)
+    network.quicken()
+    assert norms(network) == count
+    (weight,) = (
+        p for name, p in network.named_parameters() if name.endswith("res_up_0.conv.conv_0.2.weight")
+    )
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_reference
+def test_bfloat16_sees_the_same_cells(one_thread: None) -> None:
+    image = torch.from_numpy(image_of("7ae19de7bc2a")[128:320, 32:288].copy())[None]
+    own, half = quarter(), quarter(precision=torch.bfloat16)
+    maps = [flows(network, image) for network in (own, half)]
+    assert 0 < float((maps[1] - maps[0]).abs().mean()) < 0.02 * float(maps[0].abs().mean())
+    with torch.inference_mode():
+        cells = [network.features([image]).seen[0] for network in (own, half)]
+    found = box_iou(*(torch.from_numpy(seen.boxes) for seen in cells)).max(dim=1).values
+    assert len(found) > 10 and (found > 0.8).float().mean() > 0.9
 
 
 KNOWN = ("shsy5y", "cort")

@@ -11,6 +11,7 @@ from cellpose_cases import REFERENCE, needs_reference, seen_by_quarter
 from torch import Tensor
 
 from sartorius_infer.manifest.cellpose import CellposeParts
+from sartorius_infer.networks.cellpose import tiles
 from sartorius_infer.networks.cellpose.tiles import (
     flows_of,
     normalised,
@@ -37,11 +38,11 @@ RUNS = {"default": (None, False), "d19": (19.0, False), "d19aug": (19.0, True)}
     ],
 )
 def test_raw_outputs_are_cellpose_s(name: str, net: str) -> None:
-    maps = seen_by_quarter(name, *RUNS[net]).maps
-    at_size = resized(maps["flows"][0].numpy(), (520, 704))
+    maps, style = seen_by_quarter(name, *RUNS[net])
+    at_size = resized(maps, (520, 704))
     answer = np.load(REFERENCE / "official" / f"{name}_{net}.npz")
     np.testing.assert_allclose(at_size[:, 196:324, 288:416], answer["crop32"], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(maps["style"][0, :, 0, 0].numpy(), answer["style"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(style, answer["style"], rtol=0, atol=1e-6)
 
 
 def looks(tiles: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,8 +98,34 @@ def test_tiles_are_averaged_as_said(
 ) -> None:
     image = np.random.default_rng(3).standard_normal((2, *size_hw)).astype(np.float32)
     parts = CellposeParts(tile=tile, tile_overlap=overlap, augment=augment)
-    found, _ = flows_of(looks, image, parts, CPU)
+    ((found, _),) = flows_of(looks, [image], parts, CPU)
     np.testing.assert_allclose(found.numpy(), slow_flows(image, parts), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 5, 100])
+def test_tiles_of_several_images_go_in_together(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "CPU_BATCH", batch)
+    images = list(np.random.default_rng(4).standard_normal((3, 2, 70, 133)).astype(np.float32))
+    parts, counts = CellposeParts(tile=48), list[int]()
+
+    def counted(some: Tensor) -> tuple[Tensor, Tensor]:
+        counts.append(len(some))
+        return looks(some)
+
+    found = flows_of(counted, iter(images), parts, CPU)
+    first = next(found)
+    each = len(tiles_of((96, 160), parts))
+    # The first is out before tiles of the third go in.
+    assert sum(counts) <= 2 * each or batch > 2 * each
+    for image, (maps, style) in zip(images, [first, *found], strict=True):
+        np.testing.assert_allclose(maps.numpy(), slow_flows(image, parts), rtol=0, atol=2e-6)
+        ((_, alone),) = flows_of(looks, [image], parts, CPU)
+        torch.testing.assert_close(style, alone, rtol=0, atol=1e-6)
+    assert sum(counts) == 3 * each and set(counts[:-1]) <= {batch}
+
+
+def test_no_images_have_no_flows() -> None:
+    assert list(flows_of(looks, [], CellposeParts(), CPU)) == []
 
 
 def test_tiles_of_the_usual_image() -> None:
@@ -110,9 +137,10 @@ def test_tiles_of_the_usual_image() -> None:
 
 
 def test_a_taper_is_symmetric_and_highest_inside() -> None:
-    weight = taper(32, 224)
-    assert torch.equal(weight, weight.flip(0)) and torch.allclose(weight, weight.flip(1), rtol=0, atol=1e-15)
-    assert weight[:, 112].min() > 0.9 > 0.1 > weight[:, 0].max()
+    rows, columns = taper(32, 224)
+    for weight in (rows, columns):
+        torch.testing.assert_close(weight, weight.flip(0), rtol=0, atol=1e-15)
+    assert rows.min() > 0.9 > 0.1 > columns[0]
 
 
 @pytest.mark.parametrize("percentile", [(1.0, 99.0), (5.0, 80.0), (0.0, 100.0)])
