@@ -24,11 +24,10 @@ from kit.wheels import EPOCH, KaggleImage, add_missing, build_own
 from sartorius_infer.checkpoints.files import verify_files
 from sartorius_infer.checkpoints.reading import read_checkpoint
 from sartorius_infer.checkpoints.storage import Store, pack
-from sartorius_infer.ensemble.loading import build_network
+from sartorius_infer.ensemble.loading import opened_as
 from sartorius_infer.files import file_sha256
 from sartorius_infer.manifest.manifest import MANIFEST_NAME, ModelSpec, load_manifest
 from sartorius_infer.manifest.writing import content_of, write_manifest
-from sartorius_infer.networks import family_of
 
 CONTENTS, METADATA = "CONTENTS.json", "dataset-metadata.json"
 KIND = "sartorius_infer dataset"
@@ -139,14 +138,13 @@ def _plain(name: str) -> str:
 
 
 def _stored(path: Path, spec: ModelSpec, store: Store) -> bytes:
-    state = read_checkpoint(path, spec.state).state
-    family = family_of(spec.architecture, state, spec.file)
-    network = build_network(spec, family, state, torch.device("cpu"), torch.float32)
-    if not family.settings:
+    opened = opened_as(path, spec, read_checkpoint(path, spec.state))
+    network = opened.build(torch.device("cpu"), torch.float32)
+    if not opened.family.settings:
         raise KitError(
             f"{path}: expected a network that comes with the kit, found a plugin's; ship it by hand"
         )
-    return save(pack(family.lean(spec, state, network), store, str(path)))
+    return save(pack(opened.family.lean(spec, opened.checkpoint.state, network), store, str(path)))
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -131,7 +131,7 @@ def open_checkpoints(weights: Weights) -> Iterator[Opened]:
         verify_files(weights.plan)
         for spec in weights.plan.manifest.models:
             path = weights.plan.path(spec)
-            yield _opened(path, spec, read_checkpoint(path, spec.state))
+            yield opened_as(path, spec, read_checkpoint(path, spec.state))
     for path, name in zip(weights.files, _names(weights.files), strict=True):
         yield open_bare(path, name, weights.config)
 
@@ -150,14 +150,14 @@ def open_bare(path: Path, name: str, config: Path | None = None) -> Opened:
     family needs one and there is none, or it cannot be honoured.
     """
     file, state = named_network(path)
-    opened = _opened(file, ModelSpec(name=name, file=str(file), state=state), read_checkpoint(file, state))
+    opened = opened_as(file, ModelSpec(name=name, file=str(file), state=state), read_checkpoint(file, state))
     family = opened.family
     spec = opened.spec.model_copy(update={"architecture": family.names[0]})
     return replace(opened, spec=family.complete(spec, opened.checkpoint, config))
 
 
-def _opened(path: Path, spec: ModelSpec, checkpoint: Checkpoint) -> Opened:
-    """A checkpoint with its family."""
+def opened_as(path: Path, spec: ModelSpec, checkpoint: Checkpoint) -> Opened:
+    """A checkpoint that was read with its family, and as much of it as that wants."""
     everything = checkpoint.with_outside
     family = family_of(spec.architecture, everything.state, spec.file)
     return Opened(path, spec, everything if family.takes_everything else checkpoint, family)

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cellpose_cases import saved as save_cellpose
+from cellpose_cases import small_state as cellpose_state
 from detectron2_factories import settings_and_state, write_network
 from kits import any_weights, contents, own_wheel, pack_quickly, read_json, wheels_from_here, write_wheel
 from mmdet_runs import HTC
@@ -39,6 +41,7 @@ from sartorius_infer.images.find import find_images
 from sartorius_infer.images.read import read_image as read_pixels
 from sartorius_infer.manifest.manifest import MANIFEST_NAME, load_manifest
 from sartorius_infer.networks import registry
+from sartorius_infer.networks.cellpose.network import CellposeNetwork
 
 ABOUT = Metadata("someone/sartorius-kit", "A kit of cells", "other")
 ENSEMBLE_BOXES = "ensemble_boxes-1.0.9-py3-none-any.whl"
@@ -195,6 +198,28 @@ def test_an_mmdetection_network_is_packed_with_what_its_config_said(dialect: int
     assert len(one["boxes"]) > 0
     for name, values in one.items():
         np.testing.assert_array_equal(other[name], values)
+
+
+def cellpose_of(manifest: Path) -> CellposeNetwork:
+    (member,) = load_ensemble(manifest, CPU).members
+    assert isinstance(member.network, CellposeNetwork)
+    return member.network
+
+
+@pytest.mark.parametrize("store", ["float32", "float16", "int8"])
+def test_a_cellpose_network_is_packed_with_the_diameter_that_it_knows(store: Store, tmp_path: Path) -> None:
+    save_cellpose(tmp_path / "cp", cellpose_state())
+    source = tmp_path / MANIFEST_NAME
+    source.write_text(
+        json.dumps({"version": 1, "classes": ["cort"], "models": [{"name": "a", "file": "cp"}]})
+    )
+    kept = cellpose_of(packed(source, tmp_path / "kit", store=store).folder / MANIFEST_NAME)
+    assert kept.rescale == 1.5
+    if store == "float32":
+        image = torch.randint(0, 256, (1, 40, 50), dtype=torch.uint8)
+        with torch.inference_mode():
+            flows = [next(network.flows([image]))[0] for network in (cellpose_of(source), kept)]
+        torch.testing.assert_close(*flows, rtol=0, atol=1e-5)
 
 
 def test_the_same_inputs_give_the_same_bytes_and_times(
