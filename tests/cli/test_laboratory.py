@@ -159,7 +159,7 @@ def test_one_class_for_every_cell(world: Path, tmp_path: Path, capfd: pytest.Cap
     assert main([*map(str, words(world, tmp_path)), *more]) == 3
     said, told = capfd.readouterr()
     assert "classes   all are cell: no consensus; score and mask threshold are the mean of the " in told
-    assert "  cell  0.1 (--score)" in told
+    assert "score (--score)" in told
     cells = pd.read_csv(tmp_path / "t.csv")
     assert set(cells["class"]) == {"cell"}
     assert f"cells     {len(cells)} (cell {len(cells)})\n" in said
