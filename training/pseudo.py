@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 
 from sartorius_infer.cli.options import (
-    add_recursive,
+    add_finding,
     add_rules,
     add_weights,
     by_class,
+    found_images,
     load_plugins,
     with_rules,
 )
@@ -26,7 +27,6 @@ from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.loading import load_for_runs
 from sartorius_infer.ensemble.weights import find_weights
 from sartorius_infer.errors import SartoriusError
-from sartorius_infer.images.find import find_images
 from sartorius_infer.manifest.views import parse_views
 from sartorius_infer.output.render import overlay, save_overlay
 from training.errors import TrainingError
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     add_weights(made)
     add = made.add_argument
     add("--images", nargs="+", type=Path, required=True, metavar="PATH", help="folders or files of images")
-    add_recursive(made)
+    add_finding(made)
     add("--annotated", nargs="+", type=Path, default=[], metavar="PATH",
         help="annotations, or folders as --data of a training takes them: their images stay out")  # fmt: skip
     add("--out", type=Path, required=True, metavar="DIR", help="pseudo.json, images/, images.csv, seen/")
@@ -72,14 +72,15 @@ def parser() -> argparse.ArgumentParser:
 
 def label(given: argparse.Namespace, tell: Callable[[str], None]) -> None:
     """Label the images; `tell` gets each line of the report. Raises SartoriusError for bad input."""
-    files, skipped = find_images(given.images, given.recursive), Skipped()
+    files, skipped = found_images(given, given.images), Skipped()
     known = annotated(given.annotated, [file.id for file in files])
     for file in files:
         if file.id in known:
             skipped.add("images that are annotated", file.id)
     ensemble = _ensemble(given)
     limits = _limits(given, ensemble)
-    seen = Seen(given.out / "seen", ensemble, len(ensemble.members) > 1 and given.agree != 0)
+    alone = len(ensemble.members) > 1 and given.agree != 0
+    seen = Seen(given.out / "seen", ensemble, alone, given.channel)
     seen.open()
     data = PseudoFolder(given.out, ensemble.classes)
     left = [file for file in files if file.id not in known]

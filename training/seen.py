@@ -38,17 +38,21 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What an ensemble saw, and, with `alone`, each of its networks by itself, kept in `folder`."""
+    """What an ensemble saw, and, with `alone`, each of its networks by itself, kept in `folder`.
+
+    `channel` is the one of the images that is looked at, None for all.
+    """
 
     folder: Path
     ensemble: Ensemble
     alone: bool
+    channel: int | None = None
 
     @cached_property
     def about(self) -> dict[str, object]:
         """All that the predictions depend on."""
         said = self.ensemble.manifest.model_dump(mode="json", include={"views", "fusion", "rules", "images"})
-        return {"weights": weights_sha256(self.ensemble), **said}
+        return {"weights": weights_sha256(self.ensemble), "channel": self.channel, **said}
 
     def open(self) -> None:
         """Make the folder; raises TrainingError where it cannot be, or holds what another ensemble saw."""

@@ -225,6 +225,7 @@ def test_faults_are_told_in_a_line(tmp_path: Path, images: Path, capsys: pytest.
         f"{out}/seen: expected the ensemble that the run began with, found another rules.per_class.a.score; "
         "choose another --out"
     )
+    assert f"{out}/seen: expected the ensemble that the run began with" in refused("--channel", 0)
     (out / "seen/about.json").write_text("[")
     assert refused().startswith(f"{out}/seen/about.json: expected a folder to go on in, found")
     (out / "seen/about.json").write_text("[]")
