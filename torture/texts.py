@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import zlib
+from copy import deepcopy
 from io import StringIO
 from random import Random
 from typing import Any
@@ -119,7 +120,7 @@ def mutate_tree(tree: Any, rng: Random) -> Any:
     """A tree of JSON with another value, a key lost, renamed, doubled or added somewhere; in place."""
     places = _places(tree)
     if not places:
-        return rng.choice(_VALUES)
+        return deepcopy(rng.choice(_VALUES))
     node, key = rng.choice(places)
     kind = rng.randrange(6)
     if kind == 0:
@@ -134,7 +135,7 @@ def mutate_tree(tree: Any, rng: Random) -> Any:
     elif kind == 4 and rng.randrange(4) == 0:
         node[key] = _nested(rng)
     else:
-        node[key] = rng.choice(_VALUES)
+        node[key] = deepcopy(rng.choice(_VALUES))  # others change it in place
     return tree
 
 
