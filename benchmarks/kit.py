@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sartorius_infer.cells.claim import build_instances, selector
+from sartorius_infer.cells.claim import Selector, build_instances
 from sartorius_infer.cells.rle import encode_label_map
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.loading import load_ensemble
@@ -48,7 +48,7 @@ def rows_of_batch(ensemble: Ensemble, images: Sequence[CellImage]) -> list[list[
 
 def worth_a_mask(ensemble: Ensemble) -> Select:
     """Which boxes the rules could keep."""
-    return selector(ensemble.manifest.rules, ensemble.classes)
+    return Selector(ensemble.manifest.rules, ensemble.classes)
 
 
 def decide(ensemble: Ensemble, prediction: Prediction) -> list[str]:

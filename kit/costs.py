@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from kit.errors import KitError
-from sartorius_infer.cells.claim import build_instances, selector
+from sartorius_infer.cells.claim import Selector, build_instances
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.images.find import find_images
@@ -51,7 +51,7 @@ def calibrate(ensemble: Ensemble, folder: Path, most: int = 4) -> Calibration:
     def note(name: str, view: str, seconds: float, _: int) -> None:
         looks[name, view] += seconds
 
-    worth_a_mask = selector(rules, classes)
+    worth_a_mask = Selector(rules, classes)
     predict(ensemble, images[:1], worth_a_mask)
     start = time.perf_counter()
     for image in images:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from sartorius_infer.cells.claim import build_instances, selector
+from sartorius_infer.cells.claim import Selector, build_instances
 from sartorius_infer.cells.rle import split_label_map
 from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
@@ -24,7 +24,7 @@ def score(manifest: Path, images: Path, truth: Path, device: torch.device) -> fl
     known, files = read_train_csv(truth), find_images([images])
     require_known(known, [file.id for file in files], truth)
 
-    worth_a_mask = selector(rules, classes)
+    worth_a_mask = Selector(rules, classes)
     scores = []
     for file in files:
         image = read_image(file, ensemble.manifest.images.limits)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sartorius_infer.cells.claim import build_instances, selector
+from sartorius_infer.cells.claim import Selector, build_instances
 from sartorius_infer.cells.rle import split_label_map
 from sartorius_infer.ensemble.passes import predict
 from sartorius_infer.evaluate.metric import score_image
@@ -48,7 +48,7 @@ def try_images(
     ensemble = as_ensemble(recipe, state, device)
     candidates = _candidates(recipe)
     # Thresholds rise, so what is below the first's is below all. Which label wins each decides by itself.
-    keep = selector(candidates[0].model_copy(update={"consensus": "off"}), recipe.classes)
+    keep = Selector(candidates[0].model_copy(update={"consensus": "off"}), recipe.classes)
     tried = []
     for example in examples:
         (prediction,) = predict(ensemble, [CellImage(example.file.id, example.pixels())], keep)

@@ -6,7 +6,8 @@ overlaps may stay nothing is claimed, and `OverlappingCells` come out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import compress
 from typing import NamedTuple
 
@@ -89,9 +90,21 @@ def select(scores: Float32, labels: Int64, rules: Rules, classes: Sequence[str])
     return keep if label is None else keep & (labels == label)
 
 
-def selector(rules: Rules, classes: Sequence[str]) -> Callable[[Float32, Int64], Bool]:
-    """`select` under these rules, as `passes.predict` takes it."""
-    return lambda scores, labels: select(scores, labels, rules, classes)
+@dataclass(frozen=True)
+class Selector:
+    """`select` under these rules and classes, as `passes.predict` takes it."""
+
+    rules: Rules
+    classes: Sequence[str]
+
+    def __call__(self, scores: Float32, labels: Int64) -> Bool:
+        """Of an image's cells, scores (N,) and labels (N,), those that can still appear; bool (N,)."""
+        return select(scores, labels, self.rules, self.classes)
+
+    def of_part(self, scores: Float32, labels: Int64) -> Bool:
+        """The same of some cells of an image, whatever class it may agree on; a label of 0 may become any."""
+        floors = score_floors(self.rules, self.classes)
+        return np.asarray(scores >= np.insert(floors, 0, floors.min())[labels])
 
 
 def score_floors(rules: Rules, classes: Sequence[str]) -> Float32:

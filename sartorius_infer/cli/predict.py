@@ -116,6 +116,20 @@ def _add_ensemble_options(parser: argparse.ArgumentParser) -> None:
         help="test-time views instead of the manifest's: identity, hflip, vflip, "
         "rot90, rot180, rot270, transpose, transverse, scale:F, or both as in hflip+scale:1.25",
     )
+    add(
+        "--tile",
+        metavar="auto|off|HxW",
+        help="images over 1.5 times as large as the tiles are seen in overlapping ones: auto, of the size "
+        "that the networks learned on, or of this height and width; off: every image whole (default: the "
+        "manifest's, else auto)",
+    )
+    add(
+        "--magnification",
+        type=float,
+        metavar="F",
+        help="cells are F times as large as in the networks' images: images are resized by 1/F for the "
+        "networks, results are in the image's own pixels (default: the manifest's, else 1)",
+    )
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     add(
         "--precision",
@@ -199,7 +213,7 @@ def predict_command(arguments: argparse.Namespace) -> int:
     with _imports_that_stay():
         import sartorius_infer.run.pipeline  # noqa: F401 - torch, and all that needs it
     ensemble = _ensemble(arguments, run.rank)
-    with _progress(run.rank) as progress:
+    with _progress(run.rank, len(jobs)) as progress:
         summary = execute(run, ensemble, progress)
     if summary is None:
         return OK
@@ -333,10 +347,12 @@ def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
     from sartorius_infer.ensemble.loading import load_for_runs
     from sartorius_infer.ensemble.weights import find_weights
     from sartorius_infer.manifest.one_class import ONE_CLASS_RULES
+    from sartorius_infer.manifest.tiling import parse_tile
     from sartorius_infer.manifest.views import parse_views
 
     load_plugins(arguments)
     views = parse_views(arguments.views)
+    tile = None if arguments.tile is None else parse_tile(arguments.tile)
     weights = find_weights(arguments.weights, arguments.config)
     device = resolve_device(arguments.device, rank.local if rank.count > 1 else None)
     ensemble = load_for_runs(weights, device, arguments.precision)
@@ -353,11 +369,13 @@ def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
         print(told, file=sys.stderr)
         if arguments.overlaps == "keep":
             print(_KEPT, file=sys.stderr)
-    return replace(ensemble, manifest=manifest).with_overrides(views=views)
+    return replace(ensemble, manifest=manifest).with_overrides(
+        views=views, tile=tile, magnification=arguments.magnification
+    )
 
 
 @contextmanager
-def _progress(rank: Rank) -> Iterator[Progress]:
+def _progress(rank: Rank, images: int) -> Iterator[Progress]:
     """A bar with images/s and time left on stderr, of the first process; seldom redrawn in a file."""
     from tqdm import tqdm
 
@@ -370,7 +388,7 @@ def _progress(rank: Rank) -> Iterator[Progress]:
             if bar is None:  # its clock starts with the first image, not with the loading of networks
                 bar = tqdm(
                     total=count,
-                    unit=" images",
+                    unit=" tiles" if count > images else " images",
                     mininterval=0.1 if sys.stderr.isatty() else 30.0,
                     dynamic_ncols=True,
                     bar_format=line,
@@ -379,7 +397,7 @@ def _progress(rank: Rank) -> Iterator[Progress]:
                 stack.enter_context(bar)
             else:
                 bar.set_postfix_str(image_id, refresh=False)
-                bar.update()
+                bar.update(done - bar.n)
 
         yield told
 

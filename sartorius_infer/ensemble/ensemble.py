@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
 
-from sartorius_infer.cells.claim import build_instances, selector
+from sartorius_infer.cells.claim import Selector, build_instances
 from sartorius_infer.cells.instances import Instances
 from sartorius_infer.ensemble.member import Member
 from sartorius_infer.ensemble.passes import predict
@@ -18,6 +18,7 @@ from sartorius_infer.manifest.manifest import Manifest
 from sartorius_infer.manifest.one_class import with_one_class
 from sartorius_infer.manifest.overrides import override_rules
 from sartorius_infer.manifest.rules import EdgeMode, Rules
+from sartorius_infer.manifest.tiling import TileRule, require_magnification, require_tile
 from sartorius_infer.manifest.views import require_views
 from sartorius_infer.networks.base import Quickens
 
@@ -55,14 +56,14 @@ class Ensemble:
 
         An image is a path, what `find_images` gives, a `CellImage`, or an array (H, W), (H, W, 3) RGB or
         (H, W, 4) RGBA of uint8, uint16, or fractions in [0, 1]; 16-bit values are read as the manifest's
-        `images` say, else as `read_image` does. Raises ImageError for an image that cannot be used,
-        TypeError for what is none, and PredictionError, naming the network, where one puts out NaN or
-        infinity.
+        `images` say, else as `read_image` does. A large one is seen in tiles as its `tile` says. Raises
+        ImageError for an image that cannot be used, TypeError for what is none, and PredictionError, naming
+        the network, where one puts out NaN or infinity.
         """
         if isinstance(image, list | tuple):
             return [self.segment(each) for each in image]
         (prediction,) = predict(
-            self, [as_image(image, self.manifest.images.limits)], selector(self.rules, self.classes)
+            self, [as_image(image, self.manifest.images.limits)], Selector(self.rules, self.classes)
         )
         return build_instances(prediction, self.rules, self.classes)
 
@@ -92,16 +93,24 @@ class Ensemble:
         score: Mapping[str, float] | None = None,
         min_area: Mapping[str, int] | None = None,
         edge: EdgeMode | None = None,
+        tile: TileRule | None = None,
+        magnification: float | None = None,
     ) -> Ensemble:
-        """The same networks with other views (as `parse_view` reads them) or rules (as `override_rules`).
+        """The same networks with other views (as `parse_view` reads them), rules (as `override_rules`), tiles
+        or magnification (as the manifest has them).
 
         Raises ManifestError for a view that is none or is there twice, a class that is not the ensemble's,
-        and a value that a rule cannot have.
+        and a value that a rule, tiles or magnification cannot have.
         """
-        manifest = self.manifest
+        changes: dict[str, Any] = {}
         if views is not None:
             require_views(views)
-            manifest = manifest.model_copy(update={"views": tuple(views)})
+            changes["views"] = tuple(views)
+        if tile is not None:
+            changes["tile"] = require_tile(tile)
+        if magnification is not None:
+            changes["magnification"] = require_magnification(magnification)
+        manifest = self.manifest.model_copy(update=changes)
         found = override_rules(
             manifest.rules, manifest.classes, file=rules, score=score, min_area=min_area, edge=edge
         )

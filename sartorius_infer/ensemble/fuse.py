@@ -40,7 +40,7 @@ class Boxes:
 
 @dataclass(frozen=True, eq=False)
 class Fused:
-    """One box set: as `Boxes`, best first, each of a class."""
+    """One box set: as `Boxes`, best first."""
 
     boxes: Float32
     scores: Float32
@@ -53,19 +53,19 @@ class Fused:
         return Fused(self.boxes[keep], self.scores[keep], self.labels[keep])
 
 
-def fuse(members: Sequence[Boxes], size_hw: tuple[int, int], fusion: Fusion) -> Fused:
+def fuse(members: Sequence[Boxes], size_hw: tuple[int, int], fusion: Fusion, whole: bool = True) -> Fused:
     """The box sets of all networks and views as one.
 
     A single set passes unchanged: its own NMS has spoken. Among several, boxes with a score of 0 or
     no area in the image have no say, and only the ratios of the weights count. Scores stay in [0, 1].
     Boxes of no class take that of the surest box of another network that they overlap as much as boxes of
     one cell do, else the image's leading class, so that they change no vote about it; the first class where
-    nobody tells any.
+    nobody tells any. Where this is not the `whole` image, they have no class yet.
     """
     # Relative to the greatest, no weight overflows, and methods that only choose keep their scale.
     top = max((member.weight for member in members), default=1.0)
     members = [replace(member, weight=member.weight / top) for member in members]
-    members = _with_classes(members, fusion.iou)
+    members = _with_classes(members, fusion.iou, whole)
     if len(members) == 1:
         boxes, scores, labels = members[0].boxes, members[0].scores, members[0].labels
     else:
@@ -74,15 +74,20 @@ def fuse(members: Sequence[Boxes], size_hw: tuple[int, int], fusion: Fusion) -> 
     return Fused(boxes[order], scores[order], labels[order])
 
 
-def _with_classes(members: Sequence[Boxes], iou: float) -> list[Boxes]:
-    """The same, but every box of a class."""
+def leading_class(scores: Float32, labels: Int64) -> int:
+    """The class that leads in an image, by its boxes' scores and labels (N,); the first where it has none."""
+    return leading_label(scores, labels, np.zeros(labels.max(initial=1), np.float32), "surest") or 1
+
+
+def _with_classes(members: Sequence[Boxes], iou: float, whole: bool) -> list[Boxes]:
+    """The same, but every box of a class, as far as this is the whole image or another box tells."""
     if all((member.labels > 0).all() for member in members):
         return list(members)
     known = [member.labels > 0 for member in members]
     boxes = np.concatenate([m.boxes[k] for m, k in zip(members, known, strict=True)])
     scores = np.concatenate([m.scores[k] * np.float32(m.weight) for m, k in zip(members, known, strict=True)])
     labels = np.concatenate([m.labels[k] for m, k in zip(members, known, strict=True)])
-    lead = leading_label(scores, labels, np.zeros(labels.max(initial=1), np.float32), "surest") or 1
+    lead = leading_class(scores, labels) if whole else 0
     # One more column, which overlaps everything and is the least sure, leads where nothing else overlaps.
     sureness, classes = np.append(scores, -1), np.append(labels, lead)
     named = []

@@ -21,6 +21,7 @@ from sartorius_infer.errors import CheckpointError, SartoriusError
 from sartorius_infer.files import Paths, bytes_sha256, file_sha256
 from sartorius_infer.manifest.manifest import Manifest, ModelSpec
 from sartorius_infer.manifest.rules import EdgeMode, Rules
+from sartorius_infer.manifest.tiling import TileRule
 from sartorius_infer.networks import Family, Network, family_of
 from sartorius_infer.networks.pyramid import PyramidNetwork
 
@@ -60,6 +61,8 @@ def load_ensemble(
     score: Mapping[str, float] | None = None,
     min_area: Mapping[str, int] | None = None,
     edge: EdgeMode | None = None,
+    tile: TileRule | None = None,
+    magnification: float | None = None,
     config: str | Path | None = None,
 ) -> Ensemble:
     """The ensemble of a manifest, of one or more checkpoints, or, with nothing, the one that is included.
@@ -73,6 +76,8 @@ def load_ensemble(
     score      score thresholds of some classes, such as {"cort": 0.4}
     min_area   smallest areas of some classes, in pixels
     edge       "rule", "keep" or "drop" cells on the image border, instead of the manifest's rule
+    tile       of large images: "auto", "off", or (height, width), instead of the manifest's
+    magnification  how many times as large as in the networks' images the cells are, instead of the manifest's
     config     of one checkpoint that does not tell how it is used, by default one inside or beside it
 
     Every file's size and checksum is compared with the manifest before the first is loaded. Raises
@@ -81,7 +86,13 @@ def load_ensemble(
     found = find_weights(weights, config)
     where = device if isinstance(device, torch.device) else resolve_device(device)
     return load_for_runs(found, where, precision).with_overrides(
-        views, rules=rules, score=score, min_area=min_area, edge=edge
+        views,
+        rules=rules,
+        score=score,
+        min_area=min_area,
+        edge=edge,
+        tile=tile,
+        magnification=magnification,
     )
 
 

@@ -20,7 +20,7 @@ class Member:
     to_manifest    int64 (k + 1,): the network's label -> the manifest's, -1 for background and ignored, 0 for
                    no class
     from_manifest  int64 (K + 1,): the other way, 0 where the network does not know the class; of one that
-                   knows none, 1 for every class
+                   knows none, 1 for every class and for no class
     """
 
     name: str
@@ -37,7 +37,7 @@ def make_member(classes: Sequence[str], spec: ModelSpec, network: Network, devic
     """
     own = spec.classes or tuple(classes)
     if network.class_count is None:
-        to_manifest, from_manifest = [0], [0, *(1 for _ in classes)]
+        to_manifest, from_manifest = [0], [1, *(1 for _ in classes)]
         return _member(spec, network, to_manifest, from_manifest, device)
     if len(own) != network.class_count:
         raise ManifestError(

@@ -1,20 +1,28 @@
-"""The two passes: boxes of every network and view are fused, then every mask head scores the fused boxes."""
+"""The two passes: boxes of every network and view are fused, then every mask head scores the fused boxes.
+
+A large image goes through both tile by tile, each as an image of its own, so that its feature maps are there
+for both and then gone. What concerns the whole image, its classes above all, waits until all tiles are seen.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from sartorius_infer.cells.claim import Selector
 from sartorius_infer.ensemble.fuse import Boxes, Fused, fuse
+from sartorius_infer.ensemble.grids import SIDE, WeightedMean
 from sartorius_infer.ensemble.member import Member
+from sartorius_infer.ensemble.parts import Part, bounded_masks, join
+from sartorius_infer.ensemble.scale import boxes_back, shown
+from sartorius_infer.ensemble.tiles import Tiling, tile_size, tiling
 from sartorius_infer.errors import PredictionError
 from sartorius_infer.manifest.manifest import Manifest
 from sartorius_infer.manifest.views import View, parse_view
@@ -23,7 +31,7 @@ from sartorius_infer.networks.base import Abstains, require_finite
 from sartorius_infer.types import Bool, CellImage, Float16, Float32, Int64, Prediction
 
 Select = Callable[[Float32, Int64], Bool]
-"""(scores (N,), labels (N,)) -> which boxes are worth a mask, bool (N,)."""
+"""(scores (N,), labels (N,)) of an image -> which boxes are worth a mask, bool (N,)."""
 
 OnLook = Callable[[str, str, float, int], None]
 """Told a network's name, a view, the seconds that it took to find boxes there, and in how many images."""
@@ -90,7 +98,6 @@ class _FeatureStore:
         return features
 
 
-@torch.inference_mode()
 def predict(
     ensemble: Voters,
     images: Sequence[CellImage],
@@ -102,58 +109,124 @@ def predict(
     """What the ensemble sees in each image, in their order.
 
     Images of one size enter the networks together; those of another have no say in what is seen in them.
+    What is much larger than the manifest's tiles is seen in tiles, one after the other.
     `select` names the boxes that later rules could keep, so that no mask is computed for the others;
     None keeps every one. `roi_chunk` bounds how many RoIs one mask head call takes. Raises
     PredictionError, naming the network, where one puts out NaN or infinity.
     """
-    if roi_chunk is not None and roi_chunk < 1:
-        raise ValueError(f"roi_chunk: expected at least 1, or None, found {roi_chunk}")
+    how = How(select, roi_chunk, feature_bytes, on_look)
     groups: dict[tuple[int, int], list[int]] = {}
-    for row, image in enumerate(images):
-        groups.setdefault(image.size_hw, []).append(row)
     found: dict[int, Prediction] = {}
+    for row, image in enumerate(images):
+        plan = tiling(image.size_hw, tile_size(ensemble.manifest))
+        if len(plan) == 1:
+            groups.setdefault(image.size_hw, []).append(row)
+        else:
+            parts = [predict_tiles(ensemble, image, plan, [tile], how)[0] for tile in range(len(plan))]
+            found[row] = join(image.id, plan, parts, select)
     for rows in groups.values():
-        alike = [images[row] for row in rows]
-        seen = _predict_alike(ensemble, alike, select, roi_chunk, feature_bytes, on_look)
-        found.update(zip(rows, seen, strict=True))
+        found.update(zip(rows, _predict_alike(ensemble, [images[row] for row in rows], how), strict=True))
     return [found[row] for row in range(len(images))]
 
 
-def _predict_alike(
-    ensemble: Voters,
-    images: Sequence[CellImage],
-    select: Select | None,
-    roi_chunk: int | None,
-    feature_bytes: int,
-    on_look: OnLook | None,
-) -> list[Prediction]:
-    """`predict` of at least one image, all of one size."""
-    tensors = [image_tensor(image).to(ensemble.device) for image in images]
-    top = max(member.weight for member in ensemble.members)
-    looks = [
-        _Look(member, name, parse_view(name), member.weight / top)
-        for member in ensemble.members
-        for name in ensemble.manifest.views
-    ]
-    store = _FeatureStore(tensors, feature_bytes)
-    hws = [image.size_hw for image in images]
-    boxes = []
-    for i, look in enumerate(looks):
-        start = time.perf_counter()
-        boxes.append(_look_for_boxes(look, store.get(i, look), hws))
-        if on_look is not None:
-            on_look(look.member.name, look.name, time.perf_counter() - start, len(images))
-    called = np.ones_like if ensemble.one_class else np.asarray
-    fused = []
-    for row, size_hw in enumerate(hws):
-        members = [look_boxes[row] for look_boxes in boxes]
-        found = fuse(members, size_hw, ensemble.manifest.fusion)
-        fused.append(found if select is None else found[select(found.scores, called(found.labels))])
-    masks = _mask_pass(looks, store, fused, hws, roi_chunk or max(1, sum(map(len, fused))))
+@dataclass(frozen=True)
+class How:
+    """How `predict` goes about it, by its arguments' names."""
+
+    select: Select | None = None
+    roi_chunk: int | None = None
+    feature_bytes: int = FEATURE_BYTES
+    on_look: OnLook | None = None
+
+    def __post_init__(self) -> None:
+        if self.roi_chunk is not None and self.roi_chunk < 1:
+            raise ValueError(f"roi_chunk: expected at least 1, or None, found {self.roi_chunk}")
+
+
+@torch.inference_mode()
+def predict_tiles(
+    ensemble: Voters, image: CellImage, plan: Tiling, tiles: Sequence[int], how: How
+) -> list[Part]:
+    """What the ensemble sees in some tiles of an image, which enter the networks together, for `parts.join`.
+
+    Raises PredictionError, naming the network, where one puts out NaN or infinity.
+    """
+    sight = _Sight(ensemble, [replace(image, pixels=image.pixels[plan.window(t)]) for t in tiles], how)
+    fused = sight.fused(whole=False)
+    boxes = [plan.to_image(t, sight.to_image(f.boxes)) for t, f in zip(tiles, fused, strict=True)]
+    called = [sight.called(f.labels) for f in fused]
+    worth = [_worth_a_mask(f.scores, c, how.select) for f, c in zip(fused, called, strict=True)]
+    kept = [w & plan.near(t, b) for t, b, w in zip(tiles, boxes, worth, strict=True)]
+    faint = [~w & (plan.owners(b) == t) for t, b, w in zip(tiles, boxes, worth, strict=True)]
+    masks = sight.masks([f[k] for f, k in zip(fused, kept, strict=True)])
     return [
-        Prediction(image.id, image.size_hw, f.boxes, f.scores, called(f.labels), m)
-        for image, f, m in zip(images, fused, masks, strict=True)
+        Part(t, b[k], f.scores[k], c[k], bounded_masks(m, len(plan)), f.scores[i], c[i])
+        for t, f, c, b, k, i, m in zip(tiles, fused, called, boxes, kept, faint, masks, strict=True)
     ]
+
+
+def _worth_a_mask(scores: Float32, labels: Int64, select: Select | None) -> Bool:
+    """Of boxes in a tile, those that the whole image could keep: all, unless `select` can tell."""
+    if isinstance(select, Selector):
+        return select.of_part(scores, labels)
+    return np.ones(len(scores), np.bool_)
+
+
+@torch.inference_mode()
+def _predict_alike(ensemble: Voters, images: Sequence[CellImage], how: How) -> list[Prediction]:
+    """`predict` of at least one image, all of one size, each of them whole."""
+    sight = _Sight(ensemble, images, how)
+    fused = sight.fused()
+    if how.select is not None:
+        fused = [f[how.select(f.scores, sight.called(f.labels))] for f in fused]
+    return [
+        Prediction(image.id, image.size_hw, sight.to_image(f.boxes), f.scores, sight.called(f.labels), masks)
+        for image, f, masks in zip(images, fused, sight.masks(fused), strict=True)
+    ]
+
+
+class _Sight:
+    """At least one image, all of one size, as every network sees them in every view."""
+
+    def __init__(self, ensemble: Voters, images: Sequence[CellImage], how: How) -> None:
+        manifest, members = ensemble.manifest, ensemble.members
+        seen = [shown(image, manifest.magnification) for image in images]
+        self._size_hw, self._shown_hw = images[0].size_hw, seen[0].size_hw
+        self._hws = [self._shown_hw] * len(images)
+        self._fusion, self._how, self._one_class = manifest.fusion, how, ensemble.one_class
+        top = max(member.weight for member in members)
+        self._looks = [
+            _Look(member, name, parse_view(name), member.weight / top)
+            for member in members
+            for name in manifest.views
+        ]
+        tensors = [image_tensor(image).to(ensemble.device) for image in seen]
+        self._store = _FeatureStore(tensors, how.feature_bytes)
+
+    def fused(self, whole: bool = True) -> list[Fused]:
+        """The first pass: the boxes of each image as shown, `whole` or not; see `fuse`."""
+        boxes = []
+        for i, look in enumerate(self._looks):
+            start = time.perf_counter()
+            boxes.append(_look_for_boxes(look, self._store.get(i, look), self._hws))
+            if self._how.on_look is not None:
+                seconds = time.perf_counter() - start
+                self._how.on_look(look.member.name, look.name, seconds, len(self._hws))
+        per_image = zip(*boxes, strict=True)
+        return [fuse(members, self._shown_hw, self._fusion, whole) for members in per_image]
+
+    def masks(self, fused: Sequence[Fused]) -> list[Float16]:
+        """The second pass: masks (N, M, M) of boxes of each image as shown."""
+        chunk = self._how.roi_chunk or max(1, sum(map(len, fused)))
+        return _mask_pass(self._looks, self._store, fused, self._hws, chunk)
+
+    def called(self, labels: Int64) -> Int64:
+        """What boxes of labels (N,) are called: the one class, where there is one for all."""
+        return np.ones_like(labels) if self._one_class else labels
+
+    def to_image(self, boxes: Float32) -> Float32:
+        """Boxes (N, 4) of an image as shown, in its own pixels."""
+        return boxes_back(boxes, self._shown_hw, self._size_hw)
 
 
 def image_tensor(image: CellImage) -> Tensor:
@@ -205,8 +278,8 @@ def _mask_pass(
     boxes = [torch.from_numpy(f.boxes).to(device) for f in fused]
     labels = [torch.from_numpy(f.labels).to(device) for f in fused]
     if not any(len(b) for b in boxes):
-        return [np.zeros((0, 28, 28), np.float16) for _ in fused]
-    mean = _WeightedMean(len(fused))
+        return [np.zeros((0, SIDE, SIDE), np.float16) for _ in fused]
+    mean = WeightedMean(len(fused))
     for index, look in enumerate(looks):
         features = store.get(index, look)
         own = [look.member.from_manifest[label] for label in labels]
@@ -256,33 +329,3 @@ def _chunks(counts: Sequence[int], limit: int) -> Iterator[list[slice]]:
         yield slices
         if all(start == count for start, count in zip(starts, counts, strict=True)):
             return
-
-
-class _WeightedMean:
-    """Weighted mean of RoI masks per image; the network with the finest grid sets the size."""
-
-    def __init__(self, rows: int) -> None:
-        self._sums: list[dict[int, Tensor]] = [{} for _ in range(rows)]
-        self._weights: list[list[Tensor]] = [[] for _ in range(rows)]
-
-    def add(self, row: int, masks: Tensor, weights: Tensor) -> None:
-        """masks float32 (N, M, M); weights float32 (N,), 0 where this network has no say."""
-        sums, side = self._sums[row], masks.shape[-1]
-        term = masks * weights[:, None, None]
-        sums[side] = sums[side] + term if side in sums else term
-        self._weights[row].append(weights)
-
-    def result(self, row: int) -> Float16:
-        """Float16 (N, M, M)."""
-        sums = self._sums[row]
-        total = torch.stack([_to_side(masks, max(sums)) for masks in sums.values()]).sum(0)
-        mean = total / torch.stack(self._weights[row]).sum(0)[:, None, None]
-        halves: Float16 = mean.half().cpu().numpy()
-        return halves
-
-
-def _to_side(masks: Tensor, side: int) -> Tensor:
-    """(N, M, M) resampled to (N, side, side)."""
-    if masks.shape[-1] == side or len(masks) == 0:
-        return masks if masks.shape[-1] == side else masks.new_zeros((0, side, side))
-    return F.interpolate(masks[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0]

@@ -20,6 +20,7 @@ from sartorius_infer.manifest.preprocessing import Preprocessing
 from sartorius_infer.manifest.reading import ImageReading
 from sartorius_infer.manifest.rules import Rules
 from sartorius_infer.manifest.settings import Count, Fraction, Positive, Settings, partial_model
+from sartorius_infer.manifest.tiling import Magnification, TileRule, TileSize
 from sartorius_infer.manifest.torchvision import NetworkParts
 from sartorius_infer.manifest.views import View, parse_view
 
@@ -132,6 +133,20 @@ class Manifest(Settings):
     )
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
     images: ImageReading = Field(ImageReading(), description="how files are read, for all networks alike")
+    learned_hw: TileSize | None = Field(
+        None,
+        description="size of the images that the networks learned on; null: the competition's, 520 x 704",
+    )
+    tile: TileRule = Field(
+        "auto",
+        description="images much larger than the tiles are seen in overlapping ones: auto, of the learned "
+        "size, or of [height, width]; off: every image whole",
+    )
+    magnification: Magnification = Field(
+        1.0,
+        description="how many times as large as in the networks' images the cells are; images are resized by "
+        "its inverse for the networks",
+    )
     views: Annotated[tuple[str, ...], Field(min_length=1)] = ("identity",)
     fusion: Fusion = Fusion()
     rules: Rules = Rules()

@@ -32,11 +32,13 @@ class Budget:
 
     seconds  the limit, from `start`
     start    when it began, by `clock`
+    what     what is counted as images here, in the plural
     """
 
     seconds: float
     start: float
     clock: Callable[[], float] = time.monotonic
+    what: str = "images"
     _shares: dict[Look, float] = field(default_factory=lambda: defaultdict(float))
     _looked: dict[Look, int] = field(default_factory=lambda: defaultdict(int))
     _images: int = 0
@@ -97,7 +99,7 @@ class Budget:
         dropped = [f"view {v}" for v in before.manifest.views if v not in views]
         dropped += [f"network {m.name}" for m in before.members if m.name not in names]
         log.warning(
-            "the time limit: going on without %s for the last %d images", ", ".join(dropped), remaining
+            "the time limit: going on without %s for the last %d %s", ", ".join(dropped), remaining, self.what
         )
 
 

@@ -18,10 +18,14 @@ from sartorius_infer.run.journal import Result
 
 @dataclass(frozen=True)
 class Job:
-    """One image to write a result for; `file` is None where an id has no image."""
+    """One image to write a result for; `file` is None where an id has no image.
+
+    `tiles` is in how many it is seen: 1 where it is seen whole, or cannot be.
+    """
 
     id: str
     file: ImageFile | None
+    tiles: int = 1
 
     @property
     def fault(self) -> ImageError | None:
@@ -40,6 +44,7 @@ class Job:
 class Options:
     """How images are read, what is made of each, and what it leaves beside the output.
 
+    batch_size        images or tiles that enter the networks together
     workers           threads for decoding, and as many for pasting and pictures
     on_error          what a failing image does: become blank, or stop the run
     save_predictions  folder for soft predictions before any rule, or None
@@ -51,6 +56,7 @@ class Options:
     keep_overlaps     whether cells may share pixels
     """
 
+    batch_size: int = 1
     workers: int = 2
     on_error: Literal["blank", "stop"] = "blank"
     save_predictions: Path | None = None
@@ -121,8 +127,9 @@ def plan_jobs(files: Sequence[ImageFile], sample_ids: Sequence[str] | None) -> t
 class Batch:
     """Consecutive jobs that enter the networks together; `number` counts from the start of the list.
 
-    Batches are made from the list alone, so that neither what a journal has finished nor how many
-    processes share the work changes which images go together, and with it a number.
+    An image that is seen in tiles is alone in its batch. Batches are made from the list alone, so that
+    neither what a journal has finished nor how many processes share the work changes which images go
+    together, and with it a number.
     """
 
     number: int
@@ -130,5 +137,11 @@ class Batch:
 
 
 def plan_batches(jobs: Sequence[Job], size: int) -> list[Batch]:
-    """The jobs in batches of `size`, the last one shorter."""
-    return [Batch(i, tuple(jobs[start : start + size])) for i, start in enumerate(range(0, len(jobs), size))]
+    """The jobs in batches of `size`, shorter before an image in tiles and at the end."""
+    batches: list[list[Job]] = []
+    for job in jobs:
+        before = batches[-1] if batches else []
+        if not before or len(before) == size or job.tiles > 1 or before[-1].tiles > 1:
+            batches.append([])
+        batches[-1].append(job)
+    return [Batch(i, tuple(some)) for i, some in enumerate(batches)]

@@ -1,9 +1,10 @@
 """What a run has finished, kept beside its output so that a killed run can go on.
 
-A journal is a folder: `about.json` says which run it belongs to, and each process appends to a file of
-its own. A record is one line with a checksum, for one batch of images whole: images of a batch may
-influence each other's last bits, so a batch is finished together or not at all. A line that a kill cut
-short is not a record, and its batch runs again.
+A journal is a folder: `about.json` says which run it belongs to, each process appends to a file of its
+own, and the finished tiles of an image that is not finished lie in a folder of its batch. A record is one
+line with a checksum, for one batch of images whole: images of a batch may influence each other's last
+bits, so a batch is finished together or not at all. A line that a kill cut short is not a record, and its
+batch runs again.
 """
 
 from __future__ import annotations
@@ -121,6 +122,12 @@ class Journal:
         self._file.write(line)
         self._file.flush()
         os.fsync(self._file.fileno())
+        if (tiles := self.tiles_of(number)).is_dir():
+            shutil.rmtree(tiles)
+
+    def tiles_of(self, number: int) -> Path:
+        """The folder for the finished tiles of a batch's only image, until all of it is finished."""
+        return self.folder / f"{number}.tiles"
 
     def results(self) -> Iterator[Result]:
         """Every recorded image, in the order of the batches; one batch in memory at a time."""

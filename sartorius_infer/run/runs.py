@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -12,11 +11,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sartorius_infer.errors import JournalError, SubmissionError, some
+from sartorius_infer.errors import ImageError, JournalError, SubmissionError, size_text, some
+from sartorius_infer.images.read import image_size
 from sartorius_infer.output.tables import TableLines, TableWriter
 from sartorius_infer.output.writers import ResultWriter, open_writer
 from sartorius_infer.run.budget import Budget
@@ -27,13 +27,17 @@ from sartorius_infer.version import __version__
 
 if TYPE_CHECKING:
     from sartorius_infer.ensemble.ensemble import Ensemble
+    from sartorius_infer.manifest.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
 _PROBE = 4096
 
 Progress = Callable[[int, int, str], None]
-"""Told how many of this process's images are done, how many it has, and which was the last, "" at first."""
+"""Told how many of this process's images are done, how many it has, and which was the last, "" at first.
+
+An image in tiles counts as that many.
+"""
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,10 @@ def execute(
     outputs = Outputs.of(run, ensemble.classes)
     with together(run.rank) as barrier:
         with outputs.opened() if run.rank.is_first else nullcontext():
-            size = run.batch_size or (4 if ensemble.device.type == "cuda" else 1)
-            work = _Work(run, ensemble, plan_batches(run.jobs, size), outputs, barrier, progress)
+            size = _batch_size(run, ensemble)
+            jobs = _in_tiles(run, ensemble.manifest)
+            options = replace(run.options, batch_size=size)
+            work = _Work(run, ensemble, options, plan_batches(jobs, size), outputs, barrier, progress)
             journal = open_journal(run, ensemble, work.batches, barrier) if run.keeps_journal else None
             summary = work.directly() if journal is None else work.with_journal(journal)
         if journal is not None and summary is not None:
@@ -143,6 +149,7 @@ class _Work:
 
     run: Run
     ensemble: Ensemble
+    options: Options
     batches: Sequence[Batch]
     outputs: Outputs
     barrier: Callable[[], None]
@@ -163,7 +170,7 @@ class _Work:
         # Each process must have seen what is unfinished before the first one finishes more of it.
         self.barrier()
         with closing(journal):
-            for number, results in self._predict(mine, budget_of(self.run, journal)):
+            for number, results in self._predict(mine, budget_of(self.run, journal), journal.tiles_of):
                 journal.add(number, results)
         self.barrier()
         if not self.run.rank.is_first:
@@ -176,20 +183,54 @@ class _Work:
     def _summary(self) -> Summary:
         return Summary(cells=Counter(dict.fromkeys(self.ensemble.classes, 0)))
 
-    def _predict(self, batches: Sequence[Batch], budget: Budget | None) -> Iterator[tuple[int, list[Result]]]:
+    def _predict(
+        self,
+        batches: Sequence[Batch],
+        budget: Budget | None,
+        tiles_of: Callable[[int], Path | None] = lambda batch: None,
+    ) -> Iterator[tuple[int, list[Result]]]:
         from sartorius_infer.run import pipeline
 
-        count, done = sum(len(batch.jobs) for batch in batches), itertools.count(1)
-        self.progress(0, count, "")
+        count, done = sum(job.tiles for batch in batches for job in batch.jobs), 0
+        if budget is not None and count > sum(len(batch.jobs) for batch in batches):
+            budget.what = "tiles"
+
+        def told(tiles: int, image_id: str) -> None:
+            nonlocal done
+            done += tiles
+            self.progress(done, count, image_id)
+
+        told(0, "")
+        outputs = self.outputs
         return pipeline.run(
-            self.ensemble,
-            batches,
-            self.outputs.results,
-            self.run.options,
-            budget,
-            lambda image_id: self.progress(next(done), count, image_id),
-            self.outputs.tables,
+            self.ensemble, batches, outputs.results, self.options, budget, told, tiles_of, outputs.tables
         )
+
+
+def _batch_size(run: Run, ensemble: Ensemble) -> int:
+    return run.batch_size or (4 if ensemble.device.type == "cuda" else 1)
+
+
+def _in_tiles(run: Run, manifest: Manifest) -> list[Job]:
+    """The jobs, each with the number of its tiles; says which are seen in tiles."""
+    from sartorius_infer.ensemble.tiles import tile_size, tiling
+
+    tile_hw = tile_size(manifest)
+    if tile_hw is None:
+        return list(run.jobs)
+    jobs = [replace(job, tiles=len(tiling(_size_hw(job), tile_hw))) for job in run.jobs]
+    large = [f"{job.id} (in {job.tiles})" for job in jobs if job.tiles > 1]
+    if large and run.rank.is_first:
+        log.warning("seen in tiles of %s pixels, unless by --tile off: %s", size_text(tile_hw), some(large))
+    return jobs
+
+
+def _size_hw(job: Job) -> tuple[int, int]:
+    """By the image's header; of one pixel where it cannot be read, which it fails for by itself, later."""
+    try:
+        return (1, 1) if job.file is None else image_size(job.file)
+    except (ImageError, OSError):
+        return 1, 1
 
 
 def write(results: Iterable[Result], outputs: Outputs, summary: Summary) -> None:
@@ -242,8 +283,10 @@ def open_journal(
 def _about(run: Run, ensemble: Ensemble, batches: Sequence[Batch]) -> dict[str, str]:
     """What the results depend on, by short names."""
     from sartorius_infer.ensemble.loading import weights_sha256
+    from sartorius_infer.ensemble.tiles import tile_size
 
     manifest, options = ensemble.manifest, run.options
+    tiled = any(job.tiles > 1 for batch in batches for job in batch.jobs)
     return {
         "version": __version__,
         "classes and rules": _sha256(manifest.model_dump_json(include={"classes", "rules"})),
@@ -251,7 +294,8 @@ def _about(run: Run, ensemble: Ensemble, batches: Sequence[Batch]) -> dict[str, 
         "views": ",".join(manifest.views),
         "images": images_sha256(run.jobs),
         "range of 16 bits": str(manifest.images.limits),
-        "batch size": str(len(batches[0].jobs) if batches else 0),
+        "tiles": f"{tile_size(manifest)}, magnification {manifest.magnification}",
+        "batch size": str(_batch_size(run, ensemble) if tiled else len(batches[0].jobs) if batches else 0),
         "folders": f"overlays {options.overlays}, labels {options.labels}, rois {options.rois}, "
         f"predictions {options.save_predictions}",
         "table": f"{options.table}, {options.pixel_size_um} um",
