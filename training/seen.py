@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from sartorius_infer.cells.claim import selector
+from sartorius_infer.cells.claim import Selector
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.loading import weights_sha256
 from sartorius_infer.ensemble.passes import predict
@@ -88,6 +88,6 @@ class Seen:
         path = self.folder / name / f"{as_id(image.id)}.npz"
         if path.is_file() and (kept := load_prediction(path)).size_hw == image.size_hw:
             return kept
-        (seen,) = predict(ensemble, [image], selector(ensemble.rules, ensemble.classes))
+        (seen,) = predict(ensemble, [image], Selector(ensemble.rules, ensemble.classes))
         save_prediction(path.parent, seen)
         return seen
