@@ -19,6 +19,9 @@ Int32 = NDArray[np.int32]
 UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
 
+MAX_PIXELS = 1 << 30
+"""Of one image: OpenCV's own limit, applied to every format."""
+
 
 def expect(name: str, array: NDArray[np.generic], dtype: type, shape: tuple[int | None, ...]) -> None:
     """Raise ValueError unless `array` has `dtype` and `shape` (None: any length)."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from sartorius_infer.cells.rle import Mask
 from sartorius_infer.errors import TruthError, some
 from sartorius_infer.files import whole
-from sartorius_infer.images.formats import MAX_PIXELS
+from sartorius_infer.types import MAX_PIXELS
 
 Key = int | str
 """The id of an image or a category in COCO's JSON."""

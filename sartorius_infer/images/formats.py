@@ -14,9 +14,7 @@ from sartorius_infer.errors import ImageError
 from sartorius_infer.images.pictures import Format, decode, decode_quietly, take, truncated
 from sartorius_infer.images.png import PNG
 from sartorius_infer.images.tiff import TIFF
-
-# OpenCV's own limit, applied to every format.
-MAX_PIXELS = 1 << 30
+from sartorius_infer.types import MAX_PIXELS
 
 
 def header(stream: BinaryIO) -> tuple[Format, tuple[int, int]]:

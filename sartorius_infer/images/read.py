@@ -48,7 +48,7 @@ def read_image(file: str | Path | ImageFile, limits: Limits | None = None) -> Ce
     handful to its highest but a handful.
 
     Raises ImageError if the file cannot be read or is damaged, truncated or larger than
-    `formats.MAX_PIXELS`, or if a pixel is NaN or infinite, or if it holds several pages or a stack, of which
+    `types.MAX_PIXELS`, or if a pixel is NaN or infinite, or if it holds several pages or a stack, of which
     `find_images` gives each page, or if its name is not UTF-8, so that no output could name it.
     """
     return read_with_values(file, limits)[0]

@@ -17,10 +17,10 @@ from PIL.PngImagePlugin import PngImageFile
 
 from sartorius_infer.errors import ImageError
 from sartorius_infer.images import tiff_directory as tags
-from sartorius_infer.images.formats import MAX_PIXELS, header
+from sartorius_infer.images.formats import header
 from sartorius_infer.images.tiff import TIFF, UnboundedTiff, compression_name
 from sartorius_infer.images.tiff_directory import Directory, read_directory
-from sartorius_infer.types import UInt8
+from sartorius_infer.types import MAX_PIXELS, UInt8
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 # None, CCITT of one bit (2 to 4), LZW, Deflate, PackBits, LZMA and Zstandard: those that change no value.

@@ -19,10 +19,10 @@ from sartorius_infer.cells.rle import (
 )
 from sartorius_infer.errors import size_text, some
 from sartorius_infer.files import as_id, as_path, whole
-from sartorius_infer.images.formats import MAX_PIXELS
 from sartorius_infer.output.check import Problem
 from sartorius_infer.output.image_ids import ImageIds
 from sartorius_infer.output.results import read_results
+from sartorius_infer.types import MAX_PIXELS
 
 Key = int | str
 """An image as results name it: a number of a list of ids, or an image's own id."""

@@ -33,9 +33,8 @@ from PIL import Image
 
 from sartorius_infer.errors import ImageError
 from sartorius_infer.images.find import ImageFile
-from sartorius_infer.images.formats import MAX_PIXELS
 from sartorius_infer.images.read import image_size, read_image
-from sartorius_infer.types import UInt8
+from sartorius_infer.types import MAX_PIXELS, UInt8
 
 
 def by_pillow(form: str, **options: Any) -> Callable[[Pixels], bytes]:
