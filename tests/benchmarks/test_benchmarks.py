@@ -42,7 +42,7 @@ def agreement(one: list[str], other: list[str], hw: tuple[int, int]) -> float:
 
 
 def of_the_first_class(subject: Subject) -> Subject:
-    """Of cells that two classes claim the loser keeps shreds, and each way of cutting them shreds otherwise."""
+    """Where two classes claim a cell, the loser keeps shreds, other ones in each way of cutting."""
     floors = (subject.floors[0], *(1.0 for _ in subject.floors[1:]))
     told = json.loads(subject.manifest.read_text())
     for rule, floor in zip(told["rules"]["per_class"].values(), floors, strict=True):
