@@ -195,9 +195,21 @@ def _number(line: bytes) -> int | None:
 
 def _is_result(value: Any) -> bool:
     """Whether a value is what `asdict` makes of a `Result`."""
+    if not isinstance(value, dict) or not _are_tables(value.get("tables", ())):
+        return False
+    parts = {name: type(part) for name, part in value.items() if name != "tables"}
     return (
-        isinstance(value, dict)
-        and {name: type(part) for name, part in value.items()} == _PARTS
-        and all(isinstance(piece, str) for piece in value["pieces"])
+        parts == _PARTS
+        and _are_texts(value["pieces"])
         and all(type(count) is int for count in value["cells"].values())
     )
+
+
+def _are_tables(value: Any) -> bool:
+    if isinstance(value, list) and len(value) == 2:
+        return _are_texts(value[0]) and isinstance(value[1], str)
+    return value is None
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
