@@ -21,7 +21,7 @@ import cv2
 import torch
 import torchvision
 
-from benchmarks import bodies, cellpose, kit, quality, ratios, stages, whole
+from benchmarks import bodies, cellpose, kit, quality, ratios, stages, tuned, whole
 from benchmarks.networks import random_r50
 from benchmarks.timing import Row, rows_table, table
 from sartorius_infer.ensemble.device import keep_memory, resolve_device
@@ -45,6 +45,7 @@ def main() -> None:
     add("--rounds", type=int, default=3)
     add("--cells", type=int, default=300, help="that the random R50 finds (default: %(default)s)")
     add("--device", default="cpu", help="of ratios, ensembles and stages; the others are of the CPU")
+    add("--tuned", nargs="+", type=int, default=[10, 20, 100], help="images of the section tune")
     add(
         "--only",
         nargs="+",
@@ -177,6 +178,16 @@ def _cellpose(arguments: argparse.Namespace, device: torch.device) -> tuple[str,
     return table(["Cellpose, one image", "CPU s"], [[name, f"{s:.2f}"] for name, s in found]), found
 
 
+def _tune(arguments: argparse.Namespace, device: torch.device) -> tuple[str, Any]:
+    found = list(tuned.costs(arguments.tuned))
+    lines = [
+        [f"{c.images}", f"{c.seconds:.0f}", f"{c.seconds / c.images:.2f}", f"{c.combined}", f"{c.evaluated}"]
+        for c in found
+    ]
+    head = ["images x 3 members", "processor s", "an image", "combinations made", "images scored"]
+    return table(head, lines), [asdict(cost) for cost in found]
+
+
 SECTIONS: dict[str, Section] = {
     "ratios": _ratios,
     "stages": _stages,
@@ -188,6 +199,7 @@ SECTIONS: dict[str, Section] = {
     "scores": _scores,
     "bodies": _bodies,
     "cellpose": _cellpose,
+    "tune": _tune,
 }
 
 SHORT = ("ratios", "stages", "levers", "memory", "start")

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 from factories import random_prediction
 
 from sartorius_infer.cells.claim import build_instances
+from sartorius_infer.cells.paste import PasteMode
 from sartorius_infer.cells.rle import encode_label_map, split_label_map
 from sartorius_infer.evaluate.metric import score_image
 from sartorius_infer.evaluate.true_image import TrueImage
-from sartorius_infer.manifest.rules import ClassRule, Rules
+from sartorius_infer.manifest.rules import ClassRule, Consensus, EdgeRule, EdgeThresholds, Rules
 from sartorius_infer.output.predictions import save_prediction
 from sartorius_infer.tuning.choices import Choice
 from sartorius_infer.tuning.members import combine
@@ -36,6 +38,24 @@ def examples(count: int = 6, members: int = 1) -> list[Example]:
         masks = tuple(split_label_map(cells.label_map, len(cells)))
         made.append(Example(seen, TrueImage(f"i{i}", SIZE, CLASSES[i % 3], masks)))
     return made
+
+
+def any_rules(rng: np.random.Generator) -> Rules:
+    """Rules of every kind."""
+    per_class = {}
+    for name in CLASSES:
+        edge = EdgeThresholds(score=round(rng.random(), 1), min_area=int(rng.integers(0, 40)))
+        rule = ClassRule(score=round(rng.random(), 1), min_area=int(rng.integers(0, 60)), mask=0.4)
+        per_class[name] = rule.model_copy(update={"edge": edge if rng.random() < 0.5 else None})
+    return Rules(
+        per_class=per_class,
+        consensus=get_args(Consensus)[rng.integers(4)],
+        overlap_survival=round(rng.random(), 1),
+        rescore_by_mask=bool(rng.random() < 0.5),
+        fill_holes=bool(rng.random() < 0.5),
+        edge=EdgeRule(mode=("rule", "keep", "drop")[rng.integers(3)], margin=int(rng.integers(0, 3))),
+        paste=get_args(PasteMode)[rng.integers(2)],
+    )
 
 
 def plain_scores(some: Sequence[Example], choice: Choice) -> list[float]:

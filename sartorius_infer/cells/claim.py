@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from typing import NamedTuple
 
 import cv2
@@ -22,7 +21,7 @@ from sartorius_infer.manifest.rules import Consensus, Rules
 from sartorius_infer.types import Bool, Float32, Int32, Int64, Prediction
 
 
-class _Limits(NamedTuple):
+class Limits(NamedTuple):
     """Every class's thresholds as arrays, by class index; rows: 0 for inner cells, 1 for edge cells.
 
     mask float32 (K,), score float32 (2, K), min_area int64 (2, K)
@@ -44,19 +43,16 @@ class _Cell(NamedTuple):
     area: int
 
 
-def build_instances(
-    prediction: Prediction, rules: Rules, classes: Sequence[str], crops: Sequence[Crop] | None = None
-) -> Instances:
+def build_instances(prediction: Prediction, rules: Rules, classes: Sequence[str]) -> Instances:
     """Apply the rules to one image's prediction; label l is `classes[l - 1]`.
 
     Cells claim their pixels by falling score, at equal scores the smaller mask first, then in the
-    prediction's order, and are numbered in that order. `crops` are all of the prediction's cells as
-    `paste_cells` pastes them by `rules.paste`, for a caller who tries many rules on one prediction.
+    prediction's order, and are numbered in that order.
     """
-    limits = _limits(rules, classes)
+    limits = limits_of(rules, classes)
     label_map = np.zeros(prediction.size_hw, np.int32)
     kept: list[_Cell] = []
-    for cell in _ranked(prediction, rules, classes, crops):
+    for cell in _ranked(prediction, rules, classes):
         if _claim(label_map, cell, rules, limits, number=len(kept) + 1):
             kept.append(cell)
     return Instances(prediction.image_id, label_map, *_scores_and_labels(kept), tuple(classes))
@@ -68,9 +64,9 @@ def build_overlapping(prediction: Prediction, rules: Rules, classes: Sequence[st
     As `build_instances`, in the same order, without what pixels taken by others bring about: nothing is cut
     off, `overlap_survival` does not apply, and all parts of a mask stay.
     """
-    limits, size_hw = _limits(rules, classes), prediction.size_hw
+    limits, size_hw = limits_of(rules, classes), prediction.size_hw
     kept, masks = [], []
-    for cell in _ranked(prediction, rules, classes, None):
+    for cell in _ranked(prediction, rules, classes):
         region = cell.mask | _holes(cell.mask) if rules.fill_holes else cell.mask
         if _stays(region, cell, size_hw, rules, limits):
             kept.append(cell)
@@ -85,8 +81,13 @@ def select(scores: Float32, labels: Int64, rules: Rules, classes: Sequence[str])
 
     What it discards may be discarded before the masks are made: `build_instances` gives the same.
     """
-    keep = scores >= score_floors(rules, classes)[labels - 1]
     label = consensus_label(scores, labels, rules, classes)
+    return worthy(scores, labels, limits_of(rules, classes), label)
+
+
+def worthy(scores: Float32, labels: Int64, limits: Limits, label: int | None) -> Bool:
+    """`select` by thresholds and a consensus, None for no such, that are known."""
+    keep: Bool = scores >= limits.score.min(axis=0)[labels - 1]
     return keep if label is None else keep & (labels == label)
 
 
@@ -109,13 +110,13 @@ class Selector:
 
 def score_floors(rules: Rules, classes: Sequence[str]) -> Float32:
     """For each class the lowest score with which a cell, edge cells included, may stay; (K,)."""
-    floors: Float32 = _limits(rules, classes).score.min(axis=0)
+    floors: Float32 = limits_of(rules, classes).score.min(axis=0)
     return floors
 
 
 def consensus_label(scores: Float32, labels: Int64, rules: Rules, classes: Sequence[str]) -> int | None:
     """The one label that the image's cells, scores (N,) and labels (N,), agree on, as `leading_label`."""
-    return leading_label(scores, labels, _limits(rules, classes).score[0], rules.consensus)
+    return leading_label(scores, labels, limits_of(rules, classes).score[0], rules.consensus)
 
 
 def leading_label(scores: Float32, labels: Int64, floors: Float32, consensus: Consensus) -> int | None:
@@ -145,7 +146,7 @@ def decisive(rules: Rules, classes: Sequence[str], labels: Sequence[int]) -> Has
 
     Rules that differ, but not in this, make the same instances of such cells.
     """
-    limits = _limits(rules, classes)
+    limits = limits_of(rules, classes)
     columns = np.array(labels, np.int64) - 1
     own = [part[..., columns] for part in limits]
     edges_differ = any((inner != edge).any() for inner, edge in own[1:])
@@ -159,12 +160,12 @@ def decisive(rules: Rules, classes: Sequence[str], labels: Sequence[int]) -> Has
     )
 
 
-def _limits(rules: Rules, classes: Sequence[str]) -> _Limits:
+def limits_of(rules: Rules, classes: Sequence[str]) -> Limits:
     """The thresholds of all classes; an edge score of infinity drops every edge cell."""
     inner = [rules.of(name) for name in classes]
     edge = [rule.edge if rules.edge.mode == "rule" and rule.edge is not None else rule for rule in inner]
     edge_scores = [np.inf if rules.edge.mode == "drop" else rule.score for rule in edge]
-    return _Limits(
+    return Limits(
         # float32, as the scores and probabilities are, or 0.35 would not reach a threshold of 0.35.
         np.array([rule.mask for rule in inner], np.float32),
         np.array([[rule.score for rule in inner], edge_scores], np.float32),
@@ -172,19 +173,12 @@ def _limits(rules: Rules, classes: Sequence[str]) -> _Limits:
     )
 
 
-def _ranked(
-    prediction: Prediction, rules: Rules, classes: Sequence[str], crops: Sequence[Crop] | None
-) -> list[_Cell]:
+def _ranked(prediction: Prediction, rules: Rules, classes: Sequence[str]) -> list[_Cell]:
     """The cells whose masks may still lead to an instance, by falling score, then by size."""
-    keep = select(prediction.scores, prediction.labels, rules, classes)
-    pasted: Iterable[Crop]
-    if crops is None:
-        some = prediction[keep]
-        pasted = paste_cells(some.masks, some.boxes, some.size_hw, rules.paste)
-    else:
-        pasted = compress(crops, keep)
-    scored = zip(prediction.scores[keep].tolist(), prediction.labels[keep].tolist(), pasted, strict=True)
-    cells = _thresholded(scored, rules, _limits(rules, classes))
+    some = prediction[select(prediction.scores, prediction.labels, rules, classes)]
+    pasted = paste_cells(some.masks, some.boxes, some.size_hw, rules.paste)
+    scored = zip(some.scores.tolist(), some.labels.tolist(), pasted, strict=True)
+    cells = _thresholded(scored, rules, limits_of(rules, classes))
     return sorted(cells, key=lambda cell: (-cell.score, cell.area))
 
 
@@ -193,7 +187,7 @@ def _scores_and_labels(cells: Sequence[_Cell]) -> tuple[Float32, Int64]:
     return scores, np.array([cell.label for cell in cells], np.int64)
 
 
-def _thresholded(scored: Iterable[tuple[float, int, Crop]], rules: Rules, limits: _Limits) -> Iterator[_Cell]:
+def _thresholded(scored: Iterable[tuple[float, int, Crop]], rules: Rules, limits: Limits) -> Iterator[_Cell]:
     """The cells (score, label, crop) whose masks may still lead to an instance, in their order."""
     # Only filled holes add pixels to a mask, so without them a small one cannot grow up.
     smallest = np.maximum(limits.min_area.min(axis=0) * (not rules.fill_holes), 1)
@@ -214,7 +208,7 @@ def _rescored(score: float, crop: Crop, mask: Bool) -> float:
     return float(np.float32(score) * np.float32(mean))
 
 
-def _claim(label_map: Int32, cell: _Cell, rules: Rules, limits: _Limits, number: int) -> bool:
+def _claim(label_map: Int32, cell: _Cell, rules: Rules, limits: Limits, number: int) -> bool:
     """Write what is left of a cell into the label map (H, W) as `number`, if enough of it is left."""
     height, width = cell.mask.shape
     window = label_map[cell.y0 : cell.y0 + height, cell.x0 : cell.x0 + width]
@@ -233,7 +227,7 @@ def _claim(label_map: Int32, cell: _Cell, rules: Rules, limits: _Limits, number:
     return True
 
 
-def _stays(region: Bool, cell: _Cell, size_hw: tuple[int, ...], rules: Rules, limits: _Limits) -> bool:
+def _stays(region: Bool, cell: _Cell, size_hw: tuple[int, ...], rules: Rules, limits: Limits) -> bool:
     """Whether a cell whose pixels these are, (h, w), reaches the thresholds of its class and place."""
     area = np.count_nonzero(region)
     inner = _inner(region, cell, size_hw, rules.edge.margin)

@@ -56,7 +56,7 @@ class ImageScore:
 
 def score_image(image_id: str, true: Sequence[Mask], found: Sequence[Mask], pixel_count: int) -> ImageScore:
     """Match found cells with true ones; cells of either may share pixels."""
-    tp = _matches(*_pairs_with_pixels(true, found))
+    tp = matches(*_pairs_with_pixels(true, found))
     return ImageScore(image_id, tp, len(true), len(found))
 
 
@@ -100,23 +100,6 @@ def true_cells(masks: Sequence[Mask]) -> TrueCells:
     return TrueCells(owners, run_pixels(starts, lengths).astype(np.int32), areas)
 
 
-def score_label_map(image_id: str, true: TrueCells, label_map: Int32, n: int) -> ImageScore:
-    """As `score_image` of the cells 1..n of a label map (H, W), in a fraction of its time.
-
-    Found cells that share no pixel need no table of cells x pixels: what the true cells' pixels hold
-    in the map is counted.
-    """
-    flat = label_map.ravel()
-    width, count = n + 1, len(true.areas)
-    places = np.multiply(true.owners, width, dtype=np.int64) + flat[true.pixels]
-    shared = np.bincount(places, minlength=count * width)
-    shared = shared.reshape(count, width)[:, 1:]
-    one, other = shared.nonzero()
-    both = shared[one, other]
-    unions = true.areas[one] + np.bincount(flat, minlength=width)[1:][other] - both
-    return ImageScore(image_id, _matches(one, other, both, unions), count, n)
-
-
 def overlaps(true: Sequence[Mask], found: Sequence[Mask], pixel_count: int) -> tuple[Int64, Int64]:
     """Pixels in both and in either, int64 (T, P), of each true and each found cell."""
     one, other, pixels = cross_pixels(true, found)
@@ -131,7 +114,7 @@ def _pairs_with_pixels(true: Sequence[Mask], found: Sequence[Mask]) -> tuple[Int
     return one, other, shared, areas(true)[one] + areas(found)[other] - shared
 
 
-def _matches(true: Int64, found: Int64, shared: Int64, unions: Int64) -> Int64:
+def matches(true: Int64, found: Int64, shared: Int64, unions: Int64) -> Int64:
     """TP at each threshold, int64 (10,), from the R pairs of cells that share pixels, all int64 (R,)."""
     loosest = 20 * shared > _TWENTIETHS[0] * unions
     true, found, shared, unions = true[loosest], found[loosest], shared[loosest], unions[loosest]

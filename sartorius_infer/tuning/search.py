@@ -2,12 +2,12 @@
 
 Coordinate search: one setting after another takes the value of its grid that scores best, until none
 moves. The choice is judged by cross-validation: the score on images that it did not see, beside the one
-on those that it saw.
+on those that it saw. The searches of all folds go step by step together, for they try much the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,7 +16,7 @@ import numpy as np
 from sartorius_infer.errors import TruthError
 from sartorius_infer.evaluate.scoring import Comparison, bootstrap
 from sartorius_infer.tuning.choices import Choice, coordinates, starts
-from sartorius_infer.tuning.trials import Scorer
+from sartorius_infer.tuning.trials import Scorer, combination
 from sartorius_infer.types import Float64, Int64
 
 MOST_ROUNDS = 6
@@ -27,20 +27,70 @@ def search(scorer: Scorer, start: Choice, which: Int64) -> Choice:
 
     Where one member alone is left with a vote, the fusion is that of `start`: no score spoke for another.
     """
-    chosen, _ = max((_climb(scorer, one, which) for one in starts(start)), key=lambda found: found[1])
-    alone = sum(weight > 0 for weight in chosen.weights) == 1
-    return replace(chosen, fusion=start.fusion) if alone else chosen
+    return searches(scorer, start, [which])[0]
 
 
-def _climb(scorer: Scorer, start: Choice, which: Int64) -> tuple[Choice, float]:
-    """The choice that coordinate search ends with, and its score."""
-    chosen, best = start, float(scorer(start, which).mean())
+def searches(
+    scorer: Scorer, start: Choice, parts: Sequence[Int64], on_part: Callable[[int], None] = lambda part: None
+) -> list[Choice]:
+    """As `search` of each part of the examples; what several of them try at once is combined once."""
+    climbs = [_Climb(part, _climb(scorer, one)) for part in range(len(parts)) for one in starts(start)]
+    while going := [climb for climb in climbs if not climb.is_done]:
+        _answer(scorer, going, parts)
+        for part in {climb.part for climb in going}:
+            if all(climb.is_done for climb in climbs if climb.part == part):
+                on_part(part)
+    found = []
+    for part in range(len(parts)):
+        chosen, _ = max((climb.found for climb in climbs if climb.part == part), key=lambda pair: pair[1])
+        alone = sum(weight > 0 for weight in chosen.weights) == 1
+        found.append(replace(chosen, fusion=start.fusion) if alone else chosen)
+    return found
+
+
+Steps = Generator[list[Choice], list[float], tuple[Choice, float]]
+"""A search that asks again and again for the scores of some choices, and ends with a choice and its score."""
+
+
+class _Climb:
+    """A search on one part of the examples, what it asks for now, and what it has found once it is done."""
+
+    def __init__(self, part: int, steps: Steps) -> None:
+        self.part, self._steps = part, steps
+        self.asked, self.is_done = next(steps), False
+        self.found = (self.asked[0], -np.inf)
+
+    def go_on(self, scores: list[float]) -> None:
+        """Take the scores of what was asked for, to the next question or the end."""
+        try:
+            self.asked = self._steps.send(scores)
+        except StopIteration as ended:
+            self.is_done, self.found = True, ended.value
+
+
+def _answer(scorer: Scorer, climbs: Sequence[_Climb], parts: Sequence[Int64]) -> None:
+    """Score what all climbs ask for, choices that combine the members alike one after the other."""
+    asked = [(k, place, choice) for k, climb in enumerate(climbs) for place, choice in enumerate(climb.asked)]
+    groups: dict[Hashable, list[tuple[int, int, Choice]]] = {}
+    for one in asked:
+        groups.setdefault(combination(one[2]), []).append(one)
+    scores = [[0.0] * len(climb.asked) for climb in climbs]
+    for group in groups.values():
+        for k, place, choice in group:
+            scores[k][place] = float(scorer(choice, parts[climbs[k].part]).mean())
+    for climb, own in zip(climbs, scores, strict=True):
+        climb.go_on(own)
+
+
+def _climb(scorer: Scorer, start: Choice) -> Steps:
+    """Coordinate search from a choice."""
+    chosen, (best,) = start, (yield [start])
     for fine in (False, True):
         for _ in range(MOST_ROUNDS):
             before = best
             for _, moves in coordinates(scorer.classes, scorer.members, fine):
-                for candidate in moves(chosen):
-                    score = float(scorer(candidate, which).mean())
+                candidates = list(moves(chosen))
+                for candidate, score in zip(candidates, (yield candidates), strict=True):
                     if score > best + 1e-9:
                         chosen, best = candidate, score
             if best <= before + 1e-9:
@@ -104,12 +154,13 @@ def tune(scorer: Scorer, start: Choice, folds: int = 5, seed: int = 0,
     require_folds(count, folds, seed)
     types = tuple(example.truth.cell_type for example in scorer.examples)
     fold_of = np.array([names.index(name) for name in groups]) if groups else _folds(types, folds, seed)
+    held = [np.flatnonzero(fold_of == fold) for fold in range(folds)]
+    others = [np.flatnonzero(fold_of != fold) for fold in range(folds)]
+    parts = [*others, np.arange(count)]
+    *judged, chosen = searches(scorer, start, parts, lambda part: on_fold(part) if part < folds else None)
     unseen = np.zeros(count)
-    for fold in range(folds):
-        held, others = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
-        unseen[held] = scorer(search(scorer, start, others), held)
-        on_fold(fold)
-    chosen = search(scorer, start, np.arange(count))
+    for choice, which in zip(judged, held, strict=True):
+        unseen[which] = scorer(choice, which)
     seen = float(scorer(chosen).mean())
     return Tuned(chosen, scorer(start), unseen, seen, types, tuple(groups), folds, seed)
 

@@ -236,15 +236,6 @@ def test_consensus_is_settled_once(prediction: Prediction, rules: Rules) -> None
 
 
 @thorough
-@given(predictions, some_rules)
-def test_crops_pasted_before_give_the_same(prediction: Prediction, rules: Rules) -> None:
-    crops = list(paste_cells(prediction.masks, prediction.boxes, prediction.size_hw, rules.paste))
-    assert_same(
-        build_instances(prediction, rules, CLASSES, crops), build_instances(prediction, rules, CLASSES)
-    )
-
-
-@thorough
 @given(predictions, some_rules, some_rules)
 def test_rules_that_decide_alike_give_the_same(prediction: Prediction, one: Rules, other: Rules) -> None:
     labels = np.unique(prediction.labels).tolist()

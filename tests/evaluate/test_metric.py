@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from places import SARTORIUS
 from scipy.optimize import linear_sum_assignment
 
-from sartorius_infer.cells.rle import Mask, split_label_map
+from sartorius_infer.cells.rle import Mask
 from sartorius_infer.evaluate.metric import (
     THRESHOLDS,
     ImageScore,
@@ -20,8 +20,6 @@ from sartorius_infer.evaluate.metric import (
     mean_ap,
     overlaps,
     score_image,
-    score_label_map,
-    true_cells,
     twentieths,
 )
 from sartorius_infer.evaluate.train_csv import read_train_csv
@@ -135,18 +133,6 @@ def test_overlaps_count_pixels(true: list[Bool], found: list[Bool]) -> None:
     assert shared.shape == unions.shape == (len(true), len(found))
     assert shared.tolist() == [[int((t & f).sum()) for f in found] for t in true]
     assert unions.tolist() == [[int((t | f).sum()) for f in found] for t in true]
-
-
-@laws
-@given(cells | alike, st.integers(0, 2**32 - 1), st.integers(0, 4))
-def test_a_label_map_scores_as_its_cells(true: list[Bool], seed: int, n: int) -> None:
-    shape = true[0].shape if true else SHAPE
-    label_map = np.random.default_rng(seed).integers(0, n + 1, shape).astype(np.int32)
-    masks = [runs(m) for m in true]
-    fast = score_label_map("image", true_cells(masks), label_map, n)
-    slow = score_image("image", masks, split_label_map(label_map, n), label_map.size)
-    assert fast.tp.tolist() == slow.tp.tolist() and fast.tp.dtype == np.int64
-    assert (fast.id, fast.true_cells, fast.found_cells) == ("image", len(true), n)
 
 
 @pytest.mark.parametrize("twentieths", range(10, 21))

@@ -21,7 +21,7 @@ from sartorius_infer.manifest.manifest import Fusion, load_manifest
 from sartorius_infer.manifest.rules import ClassRule, Rules
 from sartorius_infer.output.predictions import save_prediction
 from sartorius_infer.tuning.choices import Choice
-from sartorius_infer.tuning.search import search, tune
+from sartorius_infer.tuning.search import search, searches, tune
 from sartorius_infer.tuning.trials import Example, Scorer
 
 LOOSE = Choice(Rules(per_class={name: ClassRule(score=0.0) for name in CLASSES}, overlap_survival=0.0))
@@ -76,6 +76,20 @@ def test_folds_that_are_given_are_the_folds() -> None:
     parts = tuned.by_fold()
     assert {name: count for name, (count, _, _) in parts.items()} == {"one": 3, "two": 2}
     assert parts["two"][1:] == pytest.approx((tuned.before[[0, 2]].mean(), tuned.unseen[[0, 2]].mean()))
+
+
+def test_searches_that_go_together_find_what_each_finds_alone_and_combine_less() -> None:
+    some, start = examples(4, members=2), Choice(HIDDEN, weights=(1.0, 1.0))
+    parts = [np.array([0, 1, 2]), np.array([1, 2, 3]), np.arange(4)]
+    room = Scorer(some, CLASSES)
+    room(start)
+    limit = 2 * room._store.used
+    together, done = Scorer(some, CLASSES, limit), list[int]()
+    found = searches(together, start, parts, done.append)
+    assert sorted(done) == [0, 1, 2]
+    apart = [Scorer(some, CLASSES, limit) for _ in parts]
+    assert found == [search(scorer, start, part) for scorer, part in zip(apart, parts, strict=True)]
+    assert together.combined < 0.7 * sum(scorer.combined for scorer in apart)
 
 
 def test_labels_that_say_nothing_give_no_real_gain() -> None:

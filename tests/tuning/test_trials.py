@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 import pytest
-from annotated import CLASSES, HIDDEN, SIZE, examples, plain_scores
+from annotated import CLASSES, HIDDEN, SIZE, any_rules, examples, plain_scores
 from factories import empty_prediction
 
-from sartorius_infer.cells.paste import PasteMode
 from sartorius_infer.errors import TruthError
 from sartorius_infer.evaluate.true_image import TrueImage
 from sartorius_infer.manifest.manifest import Fusion
-from sartorius_infer.manifest.rules import ClassRule, Consensus, EdgeRule, EdgeThresholds, Rules
 from sartorius_infer.tuning.choices import Choice
 from sartorius_infer.tuning.trials import Example, Scorer
-
-
-def any_rules(rng: np.random.Generator) -> Rules:
-    per_class = {}
-    for name in CLASSES:
-        edge = EdgeThresholds(score=round(rng.random(), 1), min_area=int(rng.integers(0, 40)))
-        rule = ClassRule(score=round(rng.random(), 1), min_area=int(rng.integers(0, 60)), mask=0.4)
-        per_class[name] = rule.model_copy(update={"edge": edge if rng.random() < 0.5 else None})
-    return Rules(
-        per_class=per_class,
-        consensus=get_args(Consensus)[rng.integers(4)],
-        overlap_survival=round(rng.random(), 1),
-        rescore_by_mask=bool(rng.random() < 0.5),
-        fill_holes=bool(rng.random() < 0.5),
-        edge=EdgeRule(mode=("rule", "keep", "drop")[rng.integers(3)], margin=int(rng.integers(0, 3))),
-        paste=get_args(PasteMode)[rng.integers(2)],
-    )
 
 
 def any_choice(rng: np.random.Generator, members: int) -> Choice:
