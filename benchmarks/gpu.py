@@ -89,6 +89,7 @@ def main() -> None:
         device = resolve_device(arguments.device)
     except DeviceError as error:
         parser.error(str(error))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as folder:
         setup = _setup(arguments, device, Path(folder))
         written = [_head(setup)]
