@@ -583,7 +583,8 @@ def finish(ensemble: Ensemble, run: runs.Run, *numbers: int) -> None:
     batches = plan_batches(run.jobs, run.batch_size or 1)
     journal = runs.open_journal(run, ensemble, batches, lambda: None)
     some = [batches[number] for number in numbers]
-    for done, results in pipeline.run(ensemble, some, SubmissionWriter(run.out), Options()):
+    options = Options(batch_size=run.batch_size or 1)
+    for done, results in pipeline.run(ensemble, some, SubmissionWriter(run.out), options):
         journal.add(done, results)
     journal.close()
 
