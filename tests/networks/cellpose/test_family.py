@@ -108,7 +108,7 @@ def test_one_class_is_its_cells_and_several_are_not(tmp_path: Path) -> None:
     saved(tmp_path / NAME, small_state())
     assert network_of(manifest(tmp_path, classes=("shsy5y", "cort"))).class_count is None
     one = load_ensemble(manifest(tmp_path, **{"classes": ("shsy5y", "cort")}), "cpu").members[0]
-    assert one.to_manifest.tolist() == [0] and one.from_manifest.tolist() == [0, 1, 1]
+    assert one.to_manifest.tolist() == [0] and one.from_manifest.tolist() == [1, 1, 1]
     path = manifest(tmp_path)
     content = json.loads(path.read_text())
     content["models"][0]["classes"] = ["cort"]
