@@ -48,9 +48,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mask_rcnn(**more: Any) -> dict[str, Any]:
-    """The included entry, its image twice as large as it was, which is how it sees whole ones."""
+    """The included entry, its image half as large again, which is how it sees whole ones."""
     height, width = SIZE_HW
-    resize = {"shortest_edge": 2 * height, "longest_edge": 2 * width}
+    resize = {"shortest_edge": 3 * height // 2, "longest_edge": 3 * width // 2}
     entry: dict[str, Any] = INCLUDED["models"][0]
     preprocessing = entry["preprocessing"] | {"resize": resize}
     return entry | {"file": "r18.safetensors", "preprocessing": preprocessing} | more
@@ -59,7 +59,8 @@ def mask_rcnn(**more: Any) -> dict[str, Any]:
 def manifest(world: Path, name: str, *entries: dict[str, Any], **more: Any) -> Path:
     content = {key: value for key, value in INCLUDED.items() if key != "$schema"}
     path = world / f"{name}.json"
-    path.write_text(json.dumps(content | {"models": entries} | more), encoding="utf-8")
+    content |= {"models": entries, "views": ["identity"]}
+    path.write_text(json.dumps(content | more), encoding="utf-8")
     return path
 
 
