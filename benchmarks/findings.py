@@ -196,7 +196,7 @@ class Bench:
             truth = self.truth[path.stem]
             cells = build_instances(load_prediction(path), rules or self.rules, self.classes)
             found = split_label_map(cells.label_map, len(cells))
-            images.append(score_image(truth.id, truth.masks, found, cells.label_map.size))
+            images.append(score_image(truth.id, truth.masks, found))
             types.append(truth.cell_type)
         return Score(tuple(images), tuple(types))
 

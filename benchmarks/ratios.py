@@ -126,7 +126,7 @@ def rest(rounds: int) -> Iterator[Row]:
     yield against(
         f"IoU of {count} x {count} cells and the score, against pycocotools' IoU alone",
         lambda: coco.iou(truth, found, [0] * count),
-        lambda: score_image("image", runs, other, label_map.size),
+        lambda: score_image("image", runs, other),
         rounds,
         "1",
     )

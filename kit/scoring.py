@@ -31,5 +31,5 @@ def score(manifest: Path, images: Path, truth: Path, device: torch.device) -> fl
         (prediction,) = predict(ensemble, [image], worth_a_mask)
         cells = build_instances(prediction, rules, classes)
         found = split_label_map(cells.label_map, len(cells))
-        scores.append(score_image(file.id, known[file.id].masks, found, cells.label_map.size))
+        scores.append(score_image(file.id, known[file.id].masks, found))
     return mean_ap(scores)

@@ -65,7 +65,7 @@ def plain_scores(some: Sequence[Example], choice: Choice) -> list[float]:
         prediction = combine(example.members, choice.weights, choice.fusion)
         cells = build_instances(prediction, choice.rules, CLASSES)
         found = split_label_map(cells.label_map, len(cells))
-        scores.append(score_image("", example.truth.masks, found, SIZE[0] * SIZE[1]).ap)
+        scores.append(score_image("", example.truth.masks, found).ap)
     return scores
 
 

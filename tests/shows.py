@@ -25,7 +25,6 @@ from sartorius_infer.show.candidates import Look, Looks, looks_of_predictions, s
 from sartorius_infer.types import Bool, Prediction
 
 SIZE = (96, 128)
-PIXELS = SIZE[0] * SIZE[1]
 RULES = Rules(
     per_class={
         "shsy5y": ClassRule(score=0.3, min_area=8, edge=EdgeThresholds(score=0.8, min_area=12)),
@@ -56,7 +55,7 @@ class Case:
 
 
 def scored(true: TrueImage, look: Look, looks: Looks) -> ImageScore:
-    return score_image(true.id, true.masks, shown_masks(look, looks), true.size_hw[0] * true.size_hw[1])
+    return score_image(true.id, true.masks, shown_masks(look, looks))
 
 
 def make_case(folder: Path, count: int = 6, seed: int = 0) -> Case:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sartorius_infer.cells.rle import run_pixels
+from sartorius_infer.cells.rle import Mask, areas, run_pixels
 from sartorius_infer.errors import TruthError
+from sartorius_infer.evaluate.metric import overlaps
 from sartorius_infer.evaluate.true_image import TrueImage
 from sartorius_infer.evaluate.truth import read_truth
-from sartorius_infer.types import Bool
+from sartorius_infer.types import Bool, Int64
 
 HEAD = "id,annotation,width,height,cell_type\n"
 SIZE = "expected a size in whole pixels, found .+"
 SQUARE = {"segmentation": [[1, 1, 4, 1, 4, 3, 1, 3]]}
 SQUARE_PIXELS = [9, 10, 11, 17, 18, 19]
+
+
+def overlap_tables(true: Sequence[Mask], found: Sequence[Mask]) -> tuple[Int64, Int64]:
+    """Pixels in both and in either, int64 (T, P), of each true and each found cell."""
+    one, other, pixels, either = overlaps(true, found)
+    shared, unions = np.zeros((len(true), len(found)), np.int64), areas(true)[:, None] + areas(found)
+    shared[one, other], unions[one, other] = pixels, either
+    return shared, unions
 
 
 def csv(folder: Path, *rows: str) -> Path:

@@ -102,7 +102,7 @@ def _agreed(
 def _partners(cells: Instances, others: Instances) -> Int64:
     """The number of the same cell among `others`, int64 (N,), -1 for none."""
     one, other = (split_label_map(c.label_map, len(c)) for c in (cells, others))
-    return match(one, other, cells.label_map.size, SAME_CELL)
+    return match(one, other, SAME_CELL)
 
 
 def _fault(sure: Bool, limits: Limits) -> str:

@@ -95,5 +95,5 @@ def _score(
 ) -> tuple[float, int]:
     instances = build_instances(prediction, rules, classes)
     found = split_label_map(instances.label_map, len(instances))
-    score = score_image(example.file.id, example.cells, found, instances.label_map.size)
+    score = score_image(example.file.id, example.cells, found)
     return score.ap, len(instances)

@@ -117,7 +117,7 @@ def _image(
         raise TruthError(f"{path}: {stem}: expected one size, found {len(sizes)}")
     size_hw = sizes.pop()
     each = [[_region(path, stem, a, size_hw) for a in annotations] for annotations in own.values()]
-    regions, repeated = _united(each, size_hw)
+    regions, repeated = _united(each)
     kinds = [("" if r.category is None else categories.get(r.category, "")) for r in regions]
     types = {kind for kind, region in zip(kinds, regions, strict=True) if not region.is_crowd}
     # A sliver of a polygon may hold no pixel's centre.
@@ -175,7 +175,7 @@ def _is_crowd(annotation: Mapping[str, Any]) -> bool:
     return _CROWD[text]
 
 
-def _united(each: Sequence[Sequence[Region]], size_hw: tuple[int, int]) -> tuple[list[Region], int]:
+def _united(each: Sequence[Sequence[Region]]) -> tuple[list[Region], int]:
     """The annotation of a file that stands under several ids, and how many cells were left out.
 
     What repeats cells that are there already is a second annotation, of which nothing is taken; what does
@@ -184,7 +184,7 @@ def _united(each: Sequence[Sequence[Region]], size_hw: tuple[int, int]) -> tuple
     regions, repeated = list(each[0]), 0
     for more in each[1:]:
         true, found = ([r.mask for r in some if _is_cell(r)] for some in (regions, more))
-        if len(found) and (match(true, found, size_hw[0] * size_hw[1], 0.5) >= 0).any():
+        if len(found) and (match(true, found, 0.5) >= 0).any():
             repeated += len(more)
         else:
             regions += more

@@ -54,19 +54,19 @@ class ImageScore:
         return float(self.precision.mean())
 
 
-def score_image(image_id: str, true: Sequence[Mask], found: Sequence[Mask], pixel_count: int) -> ImageScore:
+def score_image(image_id: str, true: Sequence[Mask], found: Sequence[Mask]) -> ImageScore:
     """Match found cells with true ones; cells of either may share pixels."""
-    tp = matches(*_pairs_with_pixels(true, found))
+    tp = matches(*overlaps(true, found))
     return ImageScore(image_id, tp, len(true), len(found))
 
 
-def match(true: Sequence[Mask], found: Sequence[Mask], pixel_count: int, iou: float) -> Int64:
+def match(true: Sequence[Mask], found: Sequence[Mask], iou: float) -> Int64:
     """The number of each true cell's partner among the found ones, int64 (T,), -1 for none.
 
     As many pairs as `score_image` counts at `iou`, one of the `THRESHOLDS`; else raises ValueError.
     """
     level = twentieths(iou)
-    one, other, shared, unions = _pairs_with_pixels(true, found)
+    one, other, shared, unions = overlaps(true, found)
     some = 20 * shared > level * unions
     return _partners(one[some], other[some], len(true))
 
@@ -95,21 +95,16 @@ class TrueCells:
 def true_cells(masks: Sequence[Mask]) -> TrueCells:
     """Masks as `rle.decode` gives them, pixel by pixel."""
     starts, lengths = (np.concatenate([m[i] for m in masks] or [np.zeros(0, np.int64)]) for i in (0, 1))
-    areas = np.array([mask[1].sum() for mask in masks], np.int64)
-    owners = np.repeat(np.arange(len(masks), dtype=np.int32), areas)
-    return TrueCells(owners, run_pixels(starts, lengths).astype(np.int32), areas)
+    pixels = areas(masks)
+    owners = np.repeat(np.arange(len(masks), dtype=np.int32), pixels)
+    return TrueCells(owners, run_pixels(starts, lengths).astype(np.int32), pixels)
 
 
-def overlaps(true: Sequence[Mask], found: Sequence[Mask], pixel_count: int) -> tuple[Int64, Int64]:
-    """Pixels in both and in either, int64 (T, P), of each true and each found cell."""
-    one, other, pixels = cross_pixels(true, found)
-    shared = np.zeros((len(true), len(found)), np.int64)
-    shared[one, other] = pixels
-    return shared, areas(true)[:, None] + areas(found) - shared
+def overlaps(true: Sequence[Mask], found: Sequence[Mask]) -> tuple[Int64, Int64, Int64, Int64]:
+    """Numbers of each true and found cell that share pixels; pixels in both and in either; int64 (R,) each.
 
-
-def _pairs_with_pixels(true: Sequence[Mask], found: Sequence[Mask]) -> tuple[Int64, Int64, Int64, Int64]:
-    """Numbers of each true and found cell that share pixels; pixels in both and in either; (R,) each."""
+    Sorted by the true cell's number, then the found one's.
+    """
     one, other, shared = cross_pixels(true, found)
     return one, other, shared, areas(true)[one] + areas(found)[other] - shared
 

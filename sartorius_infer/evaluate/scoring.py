@@ -68,9 +68,7 @@ def score(truth: Mapping[str, TrueImage], found: Found) -> Score:
     if unknown:
         raise TruthError(f"expected the truth of every image, found none of {some(unknown)}")
     ids = sorted(found)
-    images = tuple(
-        score_image(i, truth[i].masks, [cell.mask for cell in found[i]], _pixels(truth[i])) for i in ids
-    )
+    images = tuple(score_image(i, truth[i].masks, [cell.mask for cell in found[i]]) for i in ids)
     return Score(images, tuple(truth[i].cell_type for i in ids))
 
 
@@ -89,7 +87,7 @@ def score_by_class(truth: Mapping[str, TrueImage], found: Found, classes: Classe
             own[classes.of_cell(cell)].append(cell.mask)
         for number, name in enumerate(classes.names, start=1):
             if true[number] or own[number]:
-                scores[name].append(score_image(image_id, true[number], own[number], _pixels(image)))
+                scores[name].append(score_image(image_id, true[number], own[number]))
     return {name: Score(tuple(some), (name,) * len(some)) for name, some in scores.items() if some}
 
 
@@ -100,10 +98,6 @@ def _by_class(classes: Classes, image: TrueImage) -> dict[int, list[Mask]]:
         if not region.is_crowd and len(region.mask[0]):
             masks[number].append(region.mask)
     return masks
-
-
-def _pixels(image: TrueImage) -> int:
-    return image.size_hw[0] * image.size_hw[1]
 
 
 def bootstrap(values: Float64, seed: int = 0) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from sartorius_infer.cells.rle import Mask, run_pixels
+from sartorius_infer.cells.rle import Mask, areas, run_pixels
 from sartorius_infer.errors import ImageError, TruthError, size_text
 from sartorius_infer.output.render import stretched
 from sartorius_infer.types import CellImage, Float32, Int64
@@ -37,7 +37,7 @@ def entry(image: CellImage, look: Look, scored: bool, truth: TrueImage | None) -
         raise ImageError(f"{image.id}: expected cells of {expected} pixels, found {found}")
     height, width = image.size_hw
     step = _step(image)
-    cells: dict[str, Any] = {"label": look.labels.tolist(), "area": _areas(look.masks)}
+    cells: dict[str, Any] = {"label": look.labels.tolist(), "area": areas(look.masks).tolist()}
     if scored:
         cells |= {"score": _decimals(look.scores), "fixed": look.fixed.astype(int).tolist()}
     told: dict[str, Any] = {
@@ -52,10 +52,10 @@ def entry(image: CellImage, look: Look, scored: bool, truth: TrueImage | None) -
         "pairs": [],
     }
     if truth is not None:
-        told["truth"] = {"area": _areas(truth.masks)}
+        told["truth"] = {"area": areas(truth.masks).tolist()}
         if truth.mask_types:
             told["truth"]["types"] = truth.mask_types
-        told["pairs"] = _pairs(truth.masks, look.masks, height * width)
+        told["pairs"] = _pairs(truth.masks, look.masks)
     return told
 
 
@@ -121,18 +121,12 @@ def _step(image: CellImage) -> int:
     return -(-max(image.size_hw) // LONGEST)
 
 
-def _areas(masks: Sequence[Mask]) -> list[int]:
-    return [int(lengths.sum()) for _, lengths in masks]
-
-
-def _pairs(true: Sequence[Mask], found: Sequence[Mask], pixels: int) -> list[int]:
+def _pairs(true: Sequence[Mask], found: Sequence[Mask]) -> list[int]:
     """True cell, found cell, shared pixels and pixels of either, in turn, where the IoU is over 0.5."""
     from sartorius_infer.evaluate.metric import overlaps
 
-    shared, unions = overlaps(true, found, pixels)
-    rows, columns = np.nonzero(2 * shared > unions)
-    numbers = np.stack([rows, columns, shared[rows, columns], unions[rows, columns]], axis=1)
-    flat: list[int] = numbers.ravel().tolist()
+    pairs = np.stack(overlaps(true, found), axis=1)  # true cell, found cell, pixels in both, in either
+    flat: list[int] = pairs[2 * pairs[:, 2] > pairs[:, 3]].ravel().tolist()
     return flat
 
 

@@ -27,7 +27,7 @@ def match_overlay(image: CellImage, true: Sequence[Mask], found: Sequence[Mask],
     `metric.THRESHOLDS`. Masks are runs within the image; cells of either kind may share pixels.
     Contrast as in `overlay`. Raises ValueError for another IoU.
     """
-    partners = match(true, found, image.pixels.shape[0] * image.pixels.shape[1], iou)
+    partners = match(true, found, iou)
     hits = set(partners[partners >= 0].tolist())
     picture = stretched(image.pixels)
     kinds = (

@@ -154,8 +154,7 @@ def _level(iou: float) -> int:
 def _ap(look: Look, looks: Looks, truth: TrueImage) -> float:
     from sartorius_infer.evaluate.metric import score_image
 
-    pixels = look.size_hw[0] * look.size_hw[1]
-    return score_image(truth.id, truth.masks, shown_masks(look, looks), pixels).ap
+    return score_image(truth.id, truth.masks, shown_masks(look, looks)).ap
 
 
 def _interval(aps: Sequence[float]) -> tuple[float, float]:

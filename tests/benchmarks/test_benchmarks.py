@@ -38,7 +38,7 @@ def image() -> CellImage:
 def agreement(one: list[str], other: list[str], hw: tuple[int, int]) -> float:
     """The competition's metric of one's cells against the other's."""
     first, second = ([decode(rle, hw) for rle in rles if rle] for rles in (one, other))
-    return score_image("image", first, second, hw[0] * hw[1]).ap
+    return score_image("image", first, second).ap
 
 
 def of_the_first_class(subject: Subject) -> Subject:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from places import SARTORIUS
 from scipy.optimize import linear_sum_assignment
+from truths import overlap_tables
 
 from sartorius_infer.cells.rle import Mask
 from sartorius_infer.evaluate.metric import (
@@ -18,7 +19,6 @@ from sartorius_infer.evaluate.metric import (
     ImageScore,
     match,
     mean_ap,
-    overlaps,
     score_image,
     twentieths,
 )
@@ -51,8 +51,8 @@ def runs(mask: Bool) -> Mask:
     return np.array(starts, np.int64), np.array(lengths, np.int64)
 
 
-def scored(true: Sequence[Bool], found: Sequence[Bool], pixels: int = 12) -> ImageScore:
-    return score_image("image", [runs(m) for m in true], [runs(m) for m in found], pixels)
+def scored(true: Sequence[Bool], found: Sequence[Bool]) -> ImageScore:
+    return score_image("image", [runs(m) for m in true], [runs(m) for m in found])
 
 
 def row(start: int, length: int, width: int = 40) -> Bool:
@@ -106,7 +106,7 @@ def test_equals_the_slow_one_on_any_masks(true: list[Bool], found: list[Bool]) -
 
 @given(alike, alike)
 def test_equals_the_slow_one_where_cells_overlap_and_repeat(true: list[Bool], found: list[Bool]) -> None:
-    assert scored(true, found, 8).tp.tolist() == slow_tp(true, found)
+    assert scored(true, found).tp.tolist() == slow_tp(true, found)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -122,13 +122,13 @@ def test_equals_an_assignment_in_crowds_of_overlapping_copies(seed: int) -> None
     for t in EXACT:
         match = np.array([[iou > t for iou in line] for line in ious])
         expected.append(int(match[linear_sum_assignment(match, maximize=True)].sum()))
-    assert scored(true, found, 100).tp.tolist() == expected
+    assert scored(true, found).tp.tolist() == expected
     assert expected[0] > expected[-1]
 
 
 @given(cells, cells)
 def test_overlaps_count_pixels(true: list[Bool], found: list[Bool]) -> None:
-    shared, unions = overlaps([runs(m) for m in true], [runs(m) for m in found], 12)
+    shared, unions = overlap_tables([runs(m) for m in true], [runs(m) for m in found])
     assert shared.dtype == unions.dtype == np.int64
     assert shared.shape == unions.shape == (len(true), len(found))
     assert shared.tolist() == [[int((t & f).sum()) for f in found] for t in true]
@@ -140,7 +140,7 @@ def test_overlaps_count_pixels(true: list[Bool], found: list[Bool]) -> None:
 def test_an_iou_of_exactly_t_is_no_match(twentieths: int, size: int) -> None:
     """A found cell inside a true one, k / 20 of it: matched at the thresholds below k / 20 alone."""
     true, found = row(0, 20 * size, 20 * size), row(0, twentieths * size, 20 * size)
-    tp = scored([true], [found], 20 * size).tp
+    tp = scored([true], [found]).tp
     assert tp.tolist() == [int(k < twentieths) for k in range(10, 20)]
 
 
@@ -150,20 +150,20 @@ def test_an_iou_of_exactly_t_is_no_match(twentieths: int, size: int) -> None:
 )
 def test_ties_in_lowest_terms(shared: int, union: int, matched: int) -> None:
     """1/2, 3/5, 3/4 and so on: 3/5 is above .50 and .55, and not above .60."""
-    score = scored([row(0, shared, 200)], [row(0, union, 200)], 200)
+    score = scored([row(0, shared, 200)], [row(0, union, 200)])
     assert score.tp.sum() == matched
     assert score.ap == pytest.approx(matched / 10)
 
 
 def test_one_pixel_more_than_a_tie_is_a_match() -> None:
-    assert scored([row(0, 500, 1000)], [row(0, 1000, 1000)], 1000).tp[0] == 0
-    assert scored([row(0, 501, 1000)], [row(0, 1000, 1000)], 1000).tp[0] == 1
+    assert scored([row(0, 500, 1000)], [row(0, 1000, 1000)]).tp[0] == 0
+    assert scored([row(0, 501, 1000)], [row(0, 1000, 1000)]).tp[0] == 1
 
 
 @pytest.mark.parametrize(("true", "found", "ap"), [(0, 0, 1.0), (0, 2, 0.0), (2, 0, 0.0)])
 def test_empty_sides(true: int, found: int, ap: float) -> None:
     cells = [row(4 * i, 3) for i in range(max(true, found))]
-    score = scored(cells[:true], cells[:found], 40)
+    score = scored(cells[:true], cells[:found])
     assert (score.ap, score.true_cells, score.found_cells) == (ap, true, found)
     assert (score.tp.tolist(), score.fp.tolist(), score.fn.tolist()) == ([0] * 10, [found] * 10, [true] * 10)
 
@@ -177,7 +177,7 @@ def test_a_worked_example() -> None:
     """IoU 1 and 7/10, a miss and a false cell: 2 of 4 to .65, 1 of 5 from .70."""
     true = [row(0, 5), row(10, 10), row(30, 2)]
     found = [row(0, 5), row(10, 7), row(35, 4)]
-    score = scored(true, found, 40)
+    score = scored(true, found)
     assert score.tp.tolist() == [2] * 4 + [1] * 6
     assert score.fp.tolist() == score.fn.tolist() == [1] * 4 + [2] * 6
     assert score.precision.tolist() == pytest.approx([2 / 4] * 4 + [1 / 5] * 6)
@@ -186,9 +186,9 @@ def test_a_worked_example() -> None:
 
 def test_one_found_cell_matches_one_of_two_copies_of_a_true_one() -> None:
     copies = [row(0, 10), row(0, 10)]
-    assert scored(copies, [row(0, 10)], 40).tp.tolist() == [1] * 10
-    assert scored([row(0, 10)], copies, 40).tp.tolist() == [1] * 10
-    assert scored(copies, copies, 40).ap == 1.0
+    assert scored(copies, [row(0, 10)]).tp.tolist() == [1] * 10
+    assert scored([row(0, 10)], copies).tp.tolist() == [1] * 10
+    assert scored(copies, copies).ap == 1.0
 
 
 def test_the_most_pairs_are_made_even_if_the_best_ones_must_part() -> None:
@@ -197,7 +197,7 @@ def test_the_most_pairs_are_made_even_if_the_best_ones_must_part() -> None:
     found = [row(2, 10), row(4, 10)]
     match = [[slow_iou(t, f) > Fraction(1, 2) for f in found] for t in true]
     assert match == [[True, False], [True, True]]
-    assert scored(true, found, 40).tp[0] == 2
+    assert scored(true, found).tp[0] == 2
 
 
 @laws
@@ -253,8 +253,8 @@ def test_counts_add_up_and_fall_with_the_threshold(true: list[Bool], found: list
     assert ((score.precision >= 0) & (score.precision <= 1)).all()
 
 
-def partners_of(true: Sequence[Bool], found: Sequence[Bool], t: float, pixels: int) -> list[int]:
-    partners = match([runs(m) for m in true], [runs(m) for m in found], pixels, t)
+def partners_of(true: Sequence[Bool], found: Sequence[Bool], t: float) -> list[int]:
+    partners = match([runs(m) for m in true], [runs(m) for m in found], t)
     assert partners.dtype == np.int64
     return list(partners.tolist())
 
@@ -263,7 +263,7 @@ def partners_of(true: Sequence[Bool], found: Sequence[Bool], t: float, pixels: i
 def test_partners_are_as_many_pairs_as_the_score_counts(
     true: list[Bool], found: list[Bool], t: float
 ) -> None:
-    partners = partners_of(true, found, t, 12)
+    partners = partners_of(true, found, t)
     assert len(partners) == len(true)
     made = [(n, c) for n, c in enumerate(partners) if c >= 0]
     assert set(partners) - {-1} <= set(range(len(found)))
@@ -275,24 +275,24 @@ def test_partners_are_as_many_pairs_as_the_score_counts(
 
 @given(alike, alike)
 def test_partners_where_cells_overlap_and_repeat(true: list[Bool], found: list[Bool]) -> None:
-    counts = [sum(c >= 0 for c in partners_of(true, found, t, 8)) for t in THRESHOLDS]
+    counts = [sum(c >= 0 for c in partners_of(true, found, t)) for t in THRESHOLDS]
     assert counts == slow_tp(true, found)
 
 
 def test_partners_by_number() -> None:
     true = [row(0, 5), row(10, 10), row(30, 2)]
     found = [row(10, 7), row(35, 4), row(0, 5)]
-    assert partners_of(true, found, 0.5, 40) == [2, 0, -1]
-    assert partners_of(true, found, 0.7, 40) == [2, -1, -1]
-    assert partners_of(true, [], 0.5, 40) == [-1, -1, -1]
-    assert partners_of([], found, 0.5, 40) == []
-    assert partners_of([], [], 0.95, 40) == []
+    assert partners_of(true, found, 0.5) == [2, 0, -1]
+    assert partners_of(true, found, 0.7) == [2, -1, -1]
+    assert partners_of(true, [], 0.5) == [-1, -1, -1]
+    assert partners_of([], found, 0.5) == []
+    assert partners_of([], [], 0.95) == []
 
 
 @pytest.mark.parametrize("iou", [0, 0.49, 0.501, 1.0, float("nan")])
 def test_an_iou_that_is_no_threshold(iou: float) -> None:
     with pytest.raises(ValueError, match=rf"^expected an IoU of 0\.5, 0\.55, .*, 0\.95, found {iou}$"):
-        match([], [], 1, iou)
+        match([], [], iou)
 
 
 def test_thresholds_in_twentieths() -> None:
@@ -300,8 +300,8 @@ def test_thresholds_in_twentieths() -> None:
 
 
 def test_images_count_alike_whatever_the_number_of_their_cells() -> None:
-    many = scored([row(2 * i, 1) for i in range(9)], [], 40)
-    one = scored([row(0, 9)], [row(0, 9)], 40)
+    many = scored([row(2 * i, 1) for i in range(9)], [])
+    one = scored([row(0, 9)], [row(0, 9)])
     assert mean_ap([many, one]) == 0.5
     assert mean_ap([one]) == 1.0
 
@@ -316,17 +316,17 @@ def test_a_crowded_image_is_itself() -> None:
     size = 520 * 704
     starts = np.sort(rng.choice(size // 200, 600, replace=False)) * 200
     masks = [(s + 704 * np.arange(12), np.full(12, 15)) for s in starts if s + 704 * 12 < size]
-    assert score_image("image", masks, masks, size).ap == 1.0
+    assert score_image("image", masks, masks).ap == 1.0
 
 
 @pytest.mark.skipif(not TRAIN.is_file(), reason="the competition's annotations are not beside this checkout")
 def test_annotators_agree_with_themselves_and_with_the_slow_one_when_cells_move() -> None:
     truth = read_train_csv(TRAIN)
-    assert mean_ap([score_image(i, t.masks, t.masks, 520 * 704) for i, t in truth.items()]) == 1.0
+    assert mean_ap([score_image(i, t.masks, t.masks) for i, t in truth.items()]) == 1.0
     image = min(truth.values(), key=lambda t: len(t.masks))
     moved = [(starts + np.minimum(lengths - 1, 3), lengths) for starts, lengths in image.masks]
     moved = [(s, np.minimum(n, 520 * 704 - s)) for s, n in moved]
-    score = score_image(image.id, image.masks, moved, 520 * 704)
+    score = score_image(image.id, image.masks, moved)
     dense = []
     for masks in (image.masks, moved):
         dense.append([np.zeros(520 * 704, np.bool_) for _ in masks])

@@ -266,7 +266,7 @@ def test_as_many_are_drawn_as_the_metric_counts(seed: int, iou: float) -> None:
             found.append(runs(y + 1, x + 1 + shift, y + 41, x + 41 + shift))
             corners[len(found) - 1] = (y + 1, x + 1 + shift)
     drawn = match_overlay(gray(low=100, high=120), true, found, iou)
-    score = score_image("", true, found, 300 * 400)
+    score = score_image("", true, found)
     at = THRESHOLDS.index(iou)
     hits = sum(of_colour(drawn, HIT)[corner] for corner in corners.values())
     alarms = sum(of_colour(drawn, FALSE_ALARM)[corner] for corner in corners.values())

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 from factories import CLASSES
-from shows import PIXELS, RULES, SIZE, Case, dense, make_case, one_mask, with_floors, write_train
+from shows import RULES, SIZE, Case, dense, make_case, one_mask, with_floors, write_train
 from tiny import write_image, write_tiny
+from truths import overlap_tables
 
 from sartorius_infer.cells.claim import consensus_label
 from sartorius_infer.cells.colours import class_colours
 from sartorius_infer.cli.main import main
-from sartorius_infer.evaluate.metric import THRESHOLDS, match, mean_ap, overlaps, twentieths
+from sartorius_infer.evaluate.metric import THRESHOLDS, match, mean_ap, twentieths
 from sartorius_infer.evaluate.submissions import FoundCell
 from sartorius_infer.evaluate.true_image import TrueImage
 from sartorius_infer.images.find import ImageFile
@@ -297,7 +298,7 @@ def test_histograms_count_the_cells_that_may_show(browser: Browser, case: Case, 
         if label is None:
             continue
         masks = [m for m, own in zip(look.masks, look.labels, strict=True) if own == label]
-        partners = match(case.truth[image_id].masks, masks, PIXELS, 0.5)
+        partners = match(case.truth[image_id].masks, masks, 0.5)
         hits[CLASSES[label - 1]] += int((partners >= 0).sum())
         candidates[CLASSES[label - 1]] += len(masks)
         found[CLASSES[label - 1]] += len(shown_masks(look, looks))
@@ -536,7 +537,7 @@ def test_outlines_of_hits_misses_and_false_alarms(browser: Browser, case: Case, 
     browser.open(page)
     for level in (0.5, 0.75):
         found = shown_masks(looks.images[image_id], looks)
-        partners = match(true, found, PIXELS, level)
+        partners = match(true, found, level)
         hits = set(partners[partners >= 0].tolist())
         others = [m for c, m in enumerate(found) if c not in hits]
         missed = [m for t, m in enumerate(true) if partners[t] < 0]
@@ -671,7 +672,7 @@ def test_cells_are_read_by_keys(browser: Browser, case: Case, page: Path) -> Non
     image_id = fullest(case, looks)
     look, true = looks.images[image_id], case.truth[image_id]
     shows = np.flatnonzero(visible(look, looks)).tolist()
-    missed = np.flatnonzero(match(true.masks, shown_masks(look, looks), PIXELS, 0.5) < 0)
+    missed = np.flatnonzero(match(true.masks, shown_masks(look, looks), 0.5) < 0)
     count = len(shows) + len(missed)
     open_image(browser, image_id)
     box = port(browser)
@@ -780,7 +781,7 @@ def test_clicking_a_cell_tells_what_it_is(browser: Browser, case: Case, page: Pa
     image_id = fullest(case, looks)
     look, true = looks.images[image_id], case.truth[image_id].masks
     shows = np.flatnonzero(visible(look, looks)).tolist()
-    shared, unions = overlaps(true, look.masks, PIXELS)
+    shared, unions = overlap_tables(true, look.masks)
     ious = shared / unions
     nowhere = ~np.any([dense(m) for m in (*true, *look.masks)], axis=0)
     open_image(browser, image_id)
@@ -1110,7 +1111,7 @@ def test_the_viewer_has_sliders_score_and_legend(
     assert browser.text("#viewer #score") == summary(case, moved)["score"]
     assert browser.text("#viewer-title").startswith(image_id) and browser.text("#viewer-title") != title
     found = shown_masks(moved.images[image_id], moved)
-    partners = match(case.truth[image_id].masks, found, PIXELS, 0.5)
+    partners = match(case.truth[image_id].masks, found, 0.5)
     hits = edges(*(found[c] for c in partners[partners >= 0]))
     assert np.array_equal(drawn_in(browser.picture("#viewport canvas"), HIT), hits)
     view = port(browser)

@@ -54,7 +54,7 @@ def test_validation_is_the_kits_own_prediction_and_score(tmp_path: Path) -> None
         (prediction,) = predict(ensemble, [CellImage(example.file.id, example.pixels())])
         found: Instances = build_instances(prediction, ensemble.manifest.rules, ensemble.classes)
         masks = split_label_map(found.label_map, len(found))
-        scores.append(score_image(example.file.id, example.masks, masks, found.label_map.size))
+        scores.append(score_image(example.file.id, example.masks, masks))
         cells += len(found)
     assert (held.score, held.cells) == (pytest.approx(mean_ap(scores)), cells)
 

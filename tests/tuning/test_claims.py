@@ -27,7 +27,7 @@ def fast(prediction: Prediction, rules: Rules, true: list[Mask]) -> float:
 
 def slow(prediction: Prediction, rules: Rules, true: list[Mask]) -> float:
     cells = build_instances(prediction, rules, CLASSES)
-    return score_image("", true, split_label_map(cells.label_map, len(cells)), SIZE[0] * SIZE[1]).ap
+    return score_image("", true, split_label_map(cells.label_map, len(cells))).ap
 
 
 def test_any_rules_on_any_cells_score_the_same() -> None:
