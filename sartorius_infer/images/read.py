@@ -110,16 +110,16 @@ def one_channel(pixels: NDArray[Any], channel: int) -> NDArray[Any]:
 
 
 def image_size(file: ImageFile) -> tuple[int, int]:
-    """Height and width in pixels, from the header alone; of a page or a channel from the picture.
+    """Height and width in pixels, from the header alone; of a channel from the picture.
 
     Raises ImageError where the header already tells that `read_image` would.
     """
     with naming(file.path):
         require_file(file.path)
-        if file.page is not None or file.channel is not None:
+        if file.channel is not None:
             values, _ = _picture(_content(file), file.channel)
             return values.shape[0], values.shape[1]
-        with file.path.open("rb") as stream:
+        with file.path.open("rb") if file.page is None else BytesIO(_content(file)) as stream:
             return header(stream)[1]
 
 
