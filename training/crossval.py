@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve_precision
 from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
-from sartorius_infer.errors import SartoriusError
+from sartorius_infer.errors import SartoriusError, one_line
 from sartorius_infer.images.find import ImageFile, find_images
 from sartorius_infer.images.names import match_names
 from sartorius_infer.images.read import read_image
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         count = pool(given.runs, given.images, given.out, parse_views(given.views), given.device)
     except SartoriusError as error:
-        print(error, file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         return 1
     print(f"written   {given.out}, {count} images of {len(given.runs)} runs")
     return 0

@@ -26,7 +26,7 @@ from sartorius_infer.ensemble.device import resolve_device
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.loading import load_for_runs
 from sartorius_infer.ensemble.weights import find_weights
-from sartorius_infer.errors import SartoriusError
+from sartorius_infer.errors import SartoriusError, one_line
 from sartorius_infer.manifest.views import parse_views
 from sartorius_infer.output.render import overlay, save_overlay
 from training.errors import TrainingError
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         label(given, print)
     except SartoriusError as error:
-        print(error, file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         return 1
     except OSError as error:  # a full disk
         print(f"{given.out}: cannot be written: {error.strerror or error}", file=sys.stderr)

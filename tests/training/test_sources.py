@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,21 +46,29 @@ def test_several_csv_files_join_but_may_not_repeat_an_image(tmp_path: Path) -> N
         read_examples(folder)
 
 
-def test_coco_with_a_pattern_of_labels(tmp_path: Path) -> None:
-    folder = tmp_path / "coco"
+def _coco(folder: Path, names: Sequence[str], category: str, told: Sequence[tuple[int, int]]) -> None:
+    """Images, and the same square in them for each (number of an image, iscrowd) that is told."""
     (folder / "images").mkdir(parents=True)
-    for name in ("SHSY5Y_1", "MCF7_1"):
+    for name in names:
         cv2.imwrite(str(folder / "images" / f"{name}.png"), draw_cells(np.random.default_rng(1))[0])
     square = [[10, 10, 30, 10, 30, 30, 10, 30]]
     content = {
         "images": [
             {"id": i, "file_name": f"{name}.tif", "height": SIZE_HW[0], "width": SIZE_HW[1]}
-            for i, name in enumerate(("SHSY5Y_1", "MCF7_1"))
+            for i, name in enumerate(names)
         ],
-        "annotations": [{"id": i, "image_id": i, "category_id": 1, "segmentation": square} for i in range(2)],
-        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": 1, "segmentation": square, "iscrowd": crowd}
+            for i, (image, crowd) in enumerate(told)
+        ],
+        "categories": [{"id": 1, "name": category}],
     }
     (folder / "coco.json").write_text(json.dumps(content))
+
+
+def test_coco_with_a_pattern_of_labels(tmp_path: Path) -> None:
+    folder = tmp_path / "coco"
+    _coco(folder, ("SHSY5Y_1", "MCF7_1"), "cell", [(0, 0), (1, 0)])
     labels = {"*/SHSY5Y_*": "shsy5y", "data/cell/*": "cell"}
     examples, _ = _read(folder, extra_classes=["cell"], labels=labels)
     assert [(e.file.id, e.type, e.labels) for e in examples] == [
@@ -72,23 +81,7 @@ def test_coco_with_a_pattern_of_labels(tmp_path: Path) -> None:
 
 def test_crowd_regions_are_neither_cells_nor_background(tmp_path: Path) -> None:
     folder = tmp_path / "coco"
-    (folder / "images").mkdir(parents=True)
-    for name in ("a", "b"):
-        cv2.imwrite(str(folder / "images" / f"{name}.png"), draw_cells(np.random.default_rng(1))[0])
-    square = [[10, 10, 30, 10, 30, 30, 10, 30]]
-    told = [(1, 0), (1, 1), (2, 1)]
-    content = {
-        "images": [
-            {"id": i, "file_name": f"{name}.png", "height": SIZE_HW[0], "width": SIZE_HW[1]}
-            for i, name in enumerate("ab", start=1)
-        ],
-        "annotations": [
-            {"id": i, "image_id": image, "category_id": 1, "segmentation": square, "iscrowd": crowd}
-            for i, (image, crowd) in enumerate(told)
-        ],
-        "categories": [{"id": 1, "name": "cort"}],
-    }
-    (folder / "coco.json").write_text(json.dumps(content))
+    _coco(folder, "ab", "cort", [(0, 0), (0, 1), (1, 1)])
     (example,), lines = _read(folder)
     assert (example.type, example.labels) == ("cort", (3, 0))
     assert len(example.masks) == 2
