@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,38 +70,43 @@ def forked(
     """The command in a fork in `folder`; after 0 and 3 the words of `then`, which must give 0."""
 
     def work() -> int:
-        os.environ.update(environment)
         code = _run(program, words)
         if then and code in (0, 3) and (found := _run(program, then)) != 0:
             print(f"then {' '.join(then)}: exit code {found}", file=sys.stderr)
             return 70
         return code
 
-    return Process(work, folder, is_fork=True)
+    return Process(work, folder, environment, is_fork=True)
 
 
 def fresh(words: Sequence[str], folder: Path, **environment: str) -> Process:
     """`python -m words` in a process that begins anew, as people start it."""
 
     def work() -> int:
-        os.environ.update(environment, PYTHONPATH=str(ROOT))
         os.execv(sys.executable, [sys.executable, "-m", *words])
 
-    return Process(work, folder, is_fork=False)
+    return Process(work, folder, {**environment, "PYTHONPATH": str(ROOT)}, is_fork=False)
 
 
 class Process:
-    """A command that runs."""
+    """A command that runs: what is sent to it meets the command, not the way there."""
 
-    def __init__(self, work: Callable[[], int], folder: Path, is_fork: bool) -> None:
+    def __init__(
+        self, work: Callable[[], int], folder: Path, environment: Mapping[str, str], is_fork: bool
+    ) -> None:
         # Beside the folder; two may run in one.
         notes = f"{folder.name}.{time.monotonic_ns()}"
         self._notes = [folder.with_name(f"{notes}.{name}") for name in ("stdout", "stderr", "broke")]
         self._is_fork, self._begun = is_fork, time.monotonic()
         sys.stdout.flush()
+        waits, begins = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            _child(work, folder, self._notes, is_fork)
+            os.environ.update(environment)
+            _child(work, folder, self._notes, begins, is_fork)
+        os.close(begins)
+        os.read(waits, 1)  # nothing comes; the child closes its end
+        os.close(waits)
         self._start_mib = _rss_mib(self.pid)
 
     def has_ended(self, within_s: float) -> bool:
@@ -164,8 +169,8 @@ def _run(program: str, words: Sequence[str]) -> int:
     return 0
 
 
-def _child(work: Callable[[], int], folder: Path, notes: Sequence[Path], watched: bool) -> None:
-    """Never returns."""
+def _child(work: Callable[[], int], folder: Path, notes: Sequence[Path], begins: int, watched: bool) -> None:
+    """Never returns; `begins` is closed when the work begins."""
     code = 70
     try:
         os.setpgid(0, 0)
@@ -176,6 +181,7 @@ def _child(work: Callable[[], int], folder: Path, notes: Sequence[Path], watched
         _limit()
         if watched:
             sys.addaudithook(_watch(folder, files[2]))
+        os.close(begins)
         code = work()
     except BaseException:
         traceback.print_exc()

@@ -15,7 +15,7 @@ from torture.archives import (
 )
 from torture.bits import Mutation
 from torture.pictures import PICTURES, mutate_png, mutate_tiff
-from torture.scene import JOURNAL, PREDICT
+from torture.scene import JOURNAL, PREDICT, TUNE
 from torture.texts import (
     mutate_csv,
     mutate_journal,
@@ -227,19 +227,7 @@ KINDS: dict[str, Kind] = {
                 weight=12,
             ),
             Command(
-                (
-                    "tune",
-                    "--predictions",
-                    "saved",
-                    "--truth",
-                    "train.csv",
-                    "--weights",
-                    "w/weights_manifest.json",
-                    "--out",
-                    "out/t.json",
-                    "--folds",
-                    "2",
-                ),
+                TUNE,
                 ("saved", "train.csv", "w"),
                 ("out/t.json", "out/t.png", "out/t_weights/"),
                 weight=1,

@@ -37,6 +37,9 @@ HW = (64, 96)
 PREDICT = ("--weights", "w/weights_manifest.json", "--images", "images", "ok", "--workers", "1")
 """The words of a run over two folders of images."""
 
+TUNE = ("tune", "--predictions", "saved", "--truth", "train.csv", "--weights", "w/weights_manifest.json",
+        "--folds", "2", "--out", "out/t.json")  # fmt: skip
+
 JOURNAL = "out/s.csv.journal"
 EXPECTED = "expected.csv"
 """A journal, and what a run without one writes."""
@@ -55,6 +58,7 @@ def make_scene(folder: Path) -> Path:
     write_recipe(folder / "recipe.toml")
     write_sartorius(folder / "data")
     _write_journal(folder)
+    _compile(folder)
     return folder
 
 
@@ -171,6 +175,11 @@ def _write_journal(folder: Path) -> None:
     (part,) = (folder / JOURNAL).glob("*.part")
     part.rename(part.with_name("0.part"))
     quiet_main(folder, *PREDICT[:3], "ok", "cells", "--workers", "1", "--out", EXPECTED)
+
+
+def _compile(folder: Path) -> None:
+    """Have loops compiled here: forks would write them to the cache of numba, which is none of theirs."""
+    assert quiet_main(folder, *TUNE) == 0
 
 
 def quiet_main(folder: Path, *words: str) -> int:

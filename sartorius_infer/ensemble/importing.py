@@ -48,7 +48,8 @@ def import_checkpoint(
     folder the weights cannot lie. "run.pth::ema" is one network of a file of several. `classes` are the
     network's own, in label order, without background; None takes the competition's for three. `half`
     stores convolutions and matrices as float16. Raises
-    CheckpointError and ManifestError; files that exist are never written over.
+    CheckpointError and ManifestError; files that exist are never written over. Weights that are there
+    already, byte for byte, are taken as they are.
     """
     path = Path(checkpoint)
     settings = _Settings(None if config is None else Path(config), classes, half)
@@ -91,7 +92,7 @@ def _import(
             raise CheckpointError(f"{name}: expected a name without folders")
         if targets.count(weights) > 1:
             raise CheckpointError(f"{checkpoint}: expected names that differ, found {name!r} twice")
-        _require_free(weights, listing, manifest is not None)
+        _require_listing(weights, listing, manifest is not None)
     with _all_or_none(out) as written:
         entries: list[dict[str, Any]] = []
         for (checkpoint, name), weights in zip(named, targets, strict=True):
@@ -100,9 +101,10 @@ def _import(
             entries.append(entry)
             text = _listing(listing, entries, manifest is not None)
             out.mkdir(parents=True, exist_ok=True)
-            with atomic_file(weights, "wb") as file:
-                file.write(content)
-            written.append(weights)
+            if not _is_there(weights, content):
+                with atomic_file(weights, "wb") as file:
+                    file.write(content)
+                written.append(weights)
         with atomic_file(listing, "w") as lines:
             lines.write(text)
     specs = {spec.name: spec for spec in load_manifest(listing).manifest.models}
@@ -131,15 +133,30 @@ def _size(path: Path) -> int:
     return named_network(path)[0].stat().st_size
 
 
-def _require_free(weights: Path, listing: Path, add: bool) -> None:
-    if weights.exists():
-        raise CheckpointError(f"{weights}: expected no file yet, found one; choose another --name or --out")
+def _is_there(weights: Path, content: bytes) -> bool:
+    """Whether the file is written already, by an import that was killed before it wrote its manifest."""
+    if not weights.exists():
+        return False
+    if not weights.is_file() or weights.stat().st_size != len(content) or weights.read_bytes() != content:
+        raise _taken(weights)
+    return True
+
+
+def _taken(weights: Path) -> CheckpointError:
+    return CheckpointError(f"{weights}: expected no file yet, found one; choose another --name or --out")
+
+
+def _require_listing(weights: Path, listing: Path, add: bool) -> None:
     if not add and listing.exists():
         raise ManifestError(f"{listing}: expected no file yet, found one; add to it with --manifest")
     if add and not listing.is_file():
         raise ManifestError(f"{listing}: expected a manifest to add to, found none; leave out --manifest")
     if not weights.resolve().is_relative_to(listing.parent.resolve()):
         raise ManifestError(f"{listing}: expected --out inside its folder, found {weights.parent}")
+    if add:
+        named = (listing.parent / spec.file for spec in load_manifest(listing).manifest.models)
+        if weights.resolve() in {path.resolve() for path in named}:
+            raise _taken(weights)
 
 
 def _converted(opened: Opened, settings: _Settings) -> tuple[bytes, dict[str, Any]]:

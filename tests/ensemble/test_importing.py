@@ -419,6 +419,17 @@ def test_a_broken_manifest_to_add_to(run: Path, tmp_path: Path, text: str) -> No
 # Nothing is written over, and nothing is left half done.
 
 
+def test_an_import_that_was_killed_before_its_manifest_goes_on(run: Path, tmp_path: Path) -> None:
+    done = import_checkpoint(run, tmp_path / "weights")
+    before, listing = done.weights.stat().st_mtime_ns, done.manifest.read_text()
+    done.manifest.unlink()
+    assert import_checkpoint(run, tmp_path / "weights").weights.stat().st_mtime_ns == before
+    assert done.manifest.read_text() == listing
+    done.manifest.unlink()
+    refused_for = refused(tmp_path / "weights", run, CheckpointError, half=True)
+    assert refused_for.startswith(f"{done.weights}: expected no file yet")
+
+
 @pytest.mark.parametrize("name", ["model_final.safetensors", "weights_manifest.json"])
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_exists_is_never_written_over(run: Path, tmp_path: Path, name: str, kind: str) -> None:

@@ -16,6 +16,7 @@ from places import DATA
 from torch import Tensor
 
 from sartorius_infer.cells.claim import Selector, build_instances
+from sartorius_infer.competition import COMPETITION_SIZE_HW
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.parts import Part, bounded_masks, join
@@ -32,6 +33,7 @@ TILE_HW = (64, 84)
 
 LARGE = (130, 200)
 MOSAIC = DATA / "sartorius_full"
+CUT_YX = (128, 192)
 seeds = st.integers(0, 2**32 - 1)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -231,14 +233,14 @@ def test_a_tile_is_seen_as_an_image_of_its_own() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not MOSAIC.is_dir(), reason="the competition's images are not here")
 def test_a_mosaic_of_real_images_has_the_cells_of_each_of_them() -> None:
-    """Cut so that no tile is an image of it. The network itself finds one cell in eight otherwise where an
-    image is shifted under it; away from the seams, of tiles or not, fewer may differ here."""
+    """Cut so that no tile is an image of it, by a multiple of the network's strides: shifted by less, even a
+    single image has one cell in eight otherwise. Away from the seams, of tiles or not, fewer may differ."""
     pixels = [read_image(file).pixels for file in some_images(4)]
     ensemble = load_ensemble(device="cpu")
     alone = [ensemble.segment(each).label_map for each in pixels]
     numbers = np.cumsum([0, *(each.max() for each in alone)])
     numbered = [np.where(each > 0, each + n, 0) for each, n in zip(alone, numbers, strict=False)]
-    cut = np.s_[100:, 150:]
+    cut = np.s_[CUT_YX[0] :, CUT_YX[1] :]
     found = ensemble.segment(two_by_two(pixels)[cut]).label_map
     expected = two_by_two(numbered)[cut]
     for one, other in ((expected, found), (found, expected)):
@@ -260,7 +262,8 @@ def two_by_two(images: list[np.ndarray]) -> np.ndarray:
 
 def is_inner(cell: np.ndarray) -> bool:
     """Farther than 32 pixels from where the images meet, and from the mosaic's borders."""
-    for axis, seams in ((1, (0, 420, 940)), (0, (0, 554, 1258))):
+    for axis, side, cut in zip((1, 0), COMPETITION_SIZE_HW, CUT_YX, strict=True):
+        seams = (0, side - cut, 2 * side - cut)
         places = np.flatnonzero(cell.any(axis=axis))
         if any(places[0] - 32 < seam < places[-1] + 32 for seam in seams):
             return False

@@ -58,7 +58,9 @@ def test_the_own_wheel_is_the_package_without_checkpoint_and_tools() -> None:
         metadata = Parser().parsestr(
             archive.read(f"sartorius_infer-{__version__}.dist-info/METADATA").decode()
         )
-    package = (p for p in (ROOT / "sartorius_infer").rglob("*") if p.is_file() and p.suffix != ".pyc")
+    package = (
+        p for p in (ROOT / "sartorius_infer").rglob("*") if p.is_file() and "__pycache__" not in p.parts
+    )
     assert {n for n in names if n.startswith("sartorius_infer/")} == {
         path.relative_to(ROOT).as_posix() for path in package
     }
