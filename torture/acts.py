@@ -23,12 +23,14 @@ class Act:
     outputs   files and folders ("o/") below the current folder
     resumes   whether it goes on from a journal
     torchrun  whether two processes share it
+    once      whether it refuses what it wrote itself
     """
 
     words: tuple[str, ...]
     outputs: tuple[str, ...]
     resumes: bool = False
     torchrun: bool = False
+    once: bool = False
 
     @property
     def journal(self) -> str:
@@ -61,7 +63,7 @@ def make_acts(scene: Path) -> dict[str, Act]:
         ),
         "torchrun": Act((*run, "--resume", "--out", "s.csv"), ("s.csv",), resumes=True, torchrun=True),
         "import": Act(
-            ("import", str(scene / "ck" / "run.pth"), "--classes", "a,b,c", "--out", "w"), ("w/",)
+            ("import", str(scene / "ck" / "run.pth"), "--classes", "a,b,c", "--out", "w"), ("w/",), once=True
         ),
         "show": Act(
             ("show", "--predictions", saved, "--weights", network, "--images", cells, "--truth", truth,

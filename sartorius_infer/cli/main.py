@@ -25,16 +25,8 @@ from sartorius_infer.errors import SartoriusError, one_line
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; `argv` without the program's name. Returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.captureWarnings(True)
-    make_parser, command = _COMMANDS[_verb(words)]
-    parser = make_parser()
-    arguments = parser.parse_args(words[1:] if words and words[0] in _COMMANDS else words)
     try:
-        return command(arguments)
-    except UsageError as error:
-        parser.error(str(error))
+        return _run(list(sys.argv[1:] if argv is None else argv))
     except BrokenPipeError:
         # Whoever read our output has enough; what is left must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -45,6 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing was written over", file=sys.stderr)
         return 130
+
+
+def _run(words: list[str]) -> int:
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.captureWarnings(True)
+    make_parser, command = _COMMANDS[_verb(words)]
+    parser = make_parser()
+    arguments = parser.parse_args(words[1:] if words and words[0] in _COMMANDS else words)
+    try:
+        return command(arguments)
+    except UsageError as error:
+        parser.error(str(error))
 
 
 def _verb(words: Sequence[str]) -> str:
