@@ -15,8 +15,8 @@ PACKAGE = ROOT / "sartorius_infer"
 
 STOREYS = [
     "cli", "show", "tuning", "kaggle", "run", "evaluate", "ensemble", "output", "networks", "cells",
-    "laboratory", "competition", "checkpoints", "manifest", "images", "streams", "files", "types", "errors",
-    "version",
+    "laboratory", "competition", "checkpoints", "manifest", "images", "streams", "machine_code", "files",
+    "types", "errors", "version",
 ]  # fmt: skip
 """The folders and files of the package, from the top: each may import what stands below it."""
 

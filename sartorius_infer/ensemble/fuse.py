@@ -1,8 +1,8 @@
-"""Many box sets of one image -> one, by ensemble-boxes.
+"""Many box sets of one image -> one.
 
-Sources: weighted boxes fusion, Solovyev et al., arXiv:1910.13302; soft-NMS, Bodla et al.,
-arXiv:1704.04503; non-maximum weighted, Zhou et al., ICCVW 2017. ensemble-boxes implements them; this
-room guards what it does with unusual input.
+Sources: weighted boxes fusion, Solovyev et al., arXiv:1910.13302 (`wbf`); soft-NMS, Bodla et al.,
+arXiv:1704.04503, and non-maximum weighted, Zhou et al., ICCVW 2017, by ensemble-boxes; this room guards
+what it does with unusual input.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sartorius_infer.manifest.manifest import Fusion
 
 FAINTEST = 1e-30
-"""A score times its relative weight up to this counts as 0: ensemble-boxes averages in float32."""
+"""A score times its relative weight up to this counts as 0: clusters are summed in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ def _with_classes(members: Sequence[Boxes], iou: float, whole: bool) -> list[Box
 def _fuse_by_class(
     members: Sequence[Boxes], size_hw: tuple[int, int], fusion: Fusion
 ) -> tuple[Float32, Float32, Int64]:
-    """Each class by itself, on boxes scaled to [0, 1] as ensemble-boxes wants them."""
+    """Each class by itself, on boxes scaled to [0, 1] as the methods want them."""
     scale = np.array([size_hw[1], size_hw[0]] * 2, dtype=np.float64)
     parts = [(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))]
     weights = [member.weight for member in members]
@@ -141,12 +141,10 @@ def _strongest(sets: list[Unit], limit: int) -> list[Unit]:
 
 
 def _wbf(sets: list[Unit], weights: list[float], fusion: Fusion) -> Unit:
-    from ensemble_boxes import weighted_boxes_fusion
+    from sartorius_infer.ensemble.wbf import weighted_boxes_fusion
 
-    boxes, scores, _ = weighted_boxes_fusion(
-        *_as_lists(sets), weights=weights, iou_thr=fusion.iou, conf_type=fusion.conf_type
-    )
-    return boxes, scores
+    boxes, scores = zip(*sets, strict=True)
+    return weighted_boxes_fusion(boxes, scores, weights, fusion.iou, fusion.conf_type)
 
 
 def _nms(sets: list[Unit], weights: list[float], fusion: Fusion) -> Unit:
@@ -175,8 +173,8 @@ def _nmw(sets: list[Unit], weights: list[float], fusion: Fusion) -> Unit:
     return boxes, scores
 
 
-# ensemble-boxes is imported where it is used: it compiles with numba, seconds that one network without
-# views need not wait.
+# What fuses is imported where it is used: numba takes seconds to load, which one network without views
+# need not wait.
 _METHODS = {"wbf": _wbf, "nms": _nms, "soft_nms": _soft_nms, "nmw": _nmw}
 
 

@@ -53,14 +53,20 @@ Moves = Callable[[Choice], Iterator[Choice]]
 """The choice with one setting at each value of its grid."""
 
 
-def coordinates(classes: Sequence[str], members: int = 1, fine: bool = False) -> list[tuple[str, Moves]]:
-    """The settings that the search moves, by name; `fine` are small steps of the score thresholds."""
+def coordinates(
+    classes: Sequence[str], members: int = 1, fine: bool = False, again: bool = False
+) -> list[tuple[str, Moves]]:
+    """The settings that the search moves, by name; `fine` are small steps of the score thresholds.
+
+    `again`, when all have been moved before, how members vote moves by single steps: each costs a combination
+    of all images, and the rules decide little about it.
+    """
     if fine:
         return [(f"{name} score", class_setting(name, "score", _near)) for name in classes]
     settings: list[tuple[str, Moves]] = []
     if members > 1:
-        settings += [(f"weight {i}", partial(_votes, member=i)) for i in range(members)]
-        settings.append(("fusion iou", ious))
+        settings += [(f"weight {i}", partial(_votes, member=i, by_step=again)) for i in range(members)]
+        settings.append(("fusion iou", _iou_steps if again else ious))
     for name in classes:
         settings += [
             (f"{name} score", class_setting(name, "score", lambda old: SCORES)),
@@ -96,10 +102,22 @@ def ious(choice: Choice, values: Sequence[float] = IOUS) -> Iterator[Choice]:
         yield replace(choice, fusion=choice.fusion.model_copy(update={"iou": value}))
 
 
-def _votes(choice: Choice, member: int) -> Iterator[Choice]:
+def _iou_steps(choice: Choice) -> Iterator[Choice]:
+    return ious(choice, _beside(choice.fusion.iou, IOUS))
+
+
+def _beside(value: float, grid: Sequence[float]) -> list[float]:
+    """The values of a rising grid next below and next above this one."""
+    below, above = ([v for v in grid if v < value - 1e-9], [v for v in grid if v > value + 1e-9])
+    return [*below[-1:], *above[:1]]
+
+
+def _votes(choice: Choice, member: int, by_step: bool) -> Iterator[Choice]:
     """Moves of one member's weight; none where it is the only one left, whatever its weight."""
     others = max(weight for i, weight in enumerate(choice.weights) if i != member)
-    for vote in VOTES if others > 0 else ():
+    if others <= 0:
+        return
+    for vote in _beside(choice.weights[member] / others, VOTES) if by_step else VOTES:
         yield replace(
             choice, weights=(*choice.weights[:member], vote * others, *choice.weights[member + 1 :])
         )

@@ -6,29 +6,18 @@ thousands of times: cells stand one after the other in flat arrays, and no objec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
 
 import cv2
 import numpy as np
-from numba import njit
 
 from sartorius_infer.cells.claim import Limits
 from sartorius_infer.cells.paste import Crop
 from sartorius_infer.evaluate.metric import ImageScore, TrueCells, matches
+from sartorius_infer.machine_code import machine_code
 from sartorius_infer.manifest.rules import Rules
 from sartorius_infer.types import Bool, Float32, Int32, Int64, Prediction
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _machine_code(loop: F) -> F:
-    """A loop that lets other threads run; compiled once for this installation where its files may be kept."""
-    try:
-        return cast(F, njit(nogil=True, cache=True)(loop))
-    except RuntimeError:  # neither beside this file nor in the user's cache
-        return cast(F, njit(nogil=True)(loop))
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,23 +31,33 @@ class PackedCells:
     prediction: Prediction
     probabilities: Float32
     spans: Int64
-    _masked: dict[bytes, tuple[Int64, Float32]] = field(default_factory=dict)
+    _masked: dict[bytes, tuple[Int64, Bool]] = field(default_factory=dict)
+    _means: dict[bytes, Float32] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """What it holds, its prediction too."""
         return self.prediction.masks.nbytes + self.probabilities.nbytes
 
-    def masked(self, thresholds: Float32) -> tuple[Int64, Float32]:
-        """Pixels of each cell's mask by its class's threshold, int64 (N,), and their mean, float32 (N,)."""
+    def masked(self, thresholds: Float32) -> tuple[Int64, Bool]:
+        """Of each cell's mask by its class's threshold (N,): pixels, int64, and whether it is in one part."""
         key = thresholds.tobytes()
         if key not in self._masked:
-            own = thresholds[self.prediction.labels - 1]
-            means = [_mean(crop, threshold) for crop, threshold in zip(self._crops(), own, strict=True)]
-            areas = np.zeros(len(self.spans), np.int64)
-            _count(self.probabilities, self.spans, own, areas)
-            self._masked[key] = (areas, np.array(means, np.float32))
+            areas, in_one = np.zeros(len(self.spans), np.int64), np.zeros(len(self.spans), np.bool_)
+            _measure(self.probabilities, self.spans, self._own(thresholds), areas, in_one)
+            self._masked[key] = (areas, in_one)
         return self._masked[key]
+
+    def means(self, thresholds: Float32) -> Float32:
+        """The mean of each cell's mask by its class's threshold, float32 (N,)."""
+        key = thresholds.tobytes()
+        if key not in self._means:
+            own = zip(self._crops(), self._own(thresholds), strict=True)
+            self._means[key] = np.array([_mean(crop, threshold) for crop, threshold in own], np.float32)
+        return self._means[key]
+
+    def _own(self, thresholds: Float32) -> Float32:
+        return thresholds[self.prediction.labels - 1]
 
     def _crops(self) -> Iterable[Float32]:
         for first, _, _, height, width in self.spans.tolist():
@@ -82,8 +81,8 @@ def pack(prediction: Prediction, crops: Iterable[Crop]) -> PackedCells:
 def score_packed(cells: PackedCells, keep: Bool, limits: Limits, rules: Rules, true: TrueCells) -> float:
     """The score of an image whose cells, those that `claim.select` keeps, are put under the rules."""
     seen = cells.prediction
-    areas, means = cells.masked(limits.mask)
-    scores = seen.scores * means if rules.rescore_by_mask else seen.scores
+    areas, in_one = cells.masked(limits.mask)
+    scores = seen.scores * cells.means(limits.mask) if rules.rescore_by_mask else seen.scores
     index = seen.labels - 1
     smallest = np.maximum(limits.min_area.min(axis=0) * (not rules.fill_holes), 1)
     stay = keep & (areas >= smallest[index]) & (scores >= limits.score.min(axis=0)[index])
@@ -92,7 +91,7 @@ def score_packed(cells: PackedCells, keep: Bool, limits: Limits, rules: Rules, t
     label_map = np.zeros(seen.size_hw, np.int32)
     found = np.zeros(len(order), np.int64)
     count = _claim_all(
-        label_map, found, order, cells.probabilities, cells.spans, index, scores, areas,
+        label_map, found, order, cells.probabilities, cells.spans, index, scores, areas, in_one,
         limits.mask, limits.score, limits.min_area,
         rules.edge.margin, float(rules.overlap_survival), rules.fill_holes,
     )  # fmt: skip
@@ -104,18 +103,28 @@ def score_packed(cells: PackedCells, keep: Bool, limits: Limits, rules: Rules, t
     return ImageScore("", tp, len(true.areas), count).ap
 
 
-@_machine_code
-def _count(probabilities: Float32, spans: Int64, thresholds: Float32, areas: Int64) -> None:
+@machine_code
+def _measure(probabilities: Float32, spans: Int64, thresholds: Float32, areas: Int64, in_one: Bool) -> None:
+    most = 1
     for i in range(len(spans)):
-        first = spans[i, 0]
-        for p in range(first, first + spans[i, 3] * spans[i, 4]):
-            areas[i] += probabilities[p] >= thresholds[i]
+        most = max(most, spans[i, 3] * spans[i, 4])
+    region, parts, stack = np.zeros(most, np.bool_), np.zeros(most, np.int32), np.zeros(most, np.int64)
+    for i in range(len(spans)):
+        first, h, w, start = spans[i, 0], spans[i, 3], spans[i, 4], 0
+        for place in range(h * w):
+            region[place] = probabilities[first + place] >= thresholds[i]
+            areas[i] += region[place]
+            if areas[i] == 0:
+                start = place + 1
+        if areas[i]:
+            parts[: h * w] = 0
+            in_one[i] = _spread(region, h, w, start, 1, parts, stack) == areas[i]
 
 
-@_machine_code
+@machine_code
 def _claim_all(
     label_map: Int32, found: Int64, order: Int64, probabilities: Float32, spans: Int64, index: Int64,
-    scores: Float32, areas: Int64, mask: Float32, least_score: Float32, least_area: Int64,
+    scores: Float32, areas: Int64, in_one: Bool, mask: Float32, least_score: Float32, least_area: Int64,
     margin: int, survival: float, fill: bool,
 ) -> int:  # fmt: skip
     """Write cells into the label map (H, W) in this order; their areas into `found`. How many stayed."""
@@ -135,7 +144,8 @@ def _claim_all(
                 free += region[y * w + x]
         if free == 0 or free / areas[i] < survival:
             continue
-        _keep_largest(region, h, w, parts, stack)
+        if free < areas[i] or not in_one[i]:
+            _keep_largest(region, h, w, parts, stack)
         if fill:
             _fill(region, label_map, y0, x0, h, w, parts, stack)
         area, edge = 0, 0
@@ -156,7 +166,7 @@ def _claim_all(
     return count
 
 
-@_machine_code
+@machine_code
 def _spread(region: Bool, h: int, w: int, start: int, part: int, parts: Int32, stack: Int64) -> int:
     """Number `part` the 8-connected pixels of a region (h, w) from `start` on; how many they are."""
     stack[0], parts[start], top, size = start, part, 1, 0
@@ -175,7 +185,7 @@ def _spread(region: Bool, h: int, w: int, start: int, part: int, parts: Int32, s
     return size
 
 
-@_machine_code
+@machine_code
 def _keep_largest(region: Bool, h: int, w: int, parts: Int32, stack: Int64) -> None:
     """Leave of a region the largest 8-connected part; of equals, the first in reading order."""
     parts[: h * w] = 0
@@ -190,7 +200,7 @@ def _keep_largest(region: Bool, h: int, w: int, parts: Int32, stack: Int64) -> N
         region[place] = parts[place] == best and best > 0
 
 
-@_machine_code
+@machine_code
 def _fill(
     region: Bool, label_map: Int32, y0: int, x0: int, h: int, w: int, parts: Int32, stack: Int64
 ) -> None:
@@ -225,7 +235,7 @@ def _fill(
         region[place] = parts[place] == 1
 
 
-@_machine_code
+@machine_code
 def _cross_count(
     flat: Int32, count: int, owners: Int32, pixels: Int32, partners: Int64, shared: Int64
 ) -> None:

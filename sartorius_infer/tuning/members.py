@@ -91,7 +91,7 @@ def _weights(spans: Float32, targets: Float32, old: int, new: int) -> Float32:
     low, length = spans[:, :1].astype(np.float64), np.diff(spans.astype(np.float64))
     centres = targets[:, :1] + np.diff(targets.astype(np.float64)) * ((np.arange(new) + 0.5) / new)
     scale = np.divide(old, length, out=np.zeros_like(length), where=length > 0)
-    positions = np.clip((centres - low) * scale - 0.5, 0, old - 1)
-    shares = 1 - np.abs(positions[:, :, None] - np.arange(old))
-    weights: Float32 = np.maximum(shares, 0).astype(np.float32)
+    positions = np.clip((centres - low) * scale - 0.5, 0, old - 1).astype(np.float32)
+    distances = np.abs(positions[:, :, None] - np.arange(old, dtype=np.float32))
+    weights: Float32 = np.maximum(1 - distances, 0)
     return weights

@@ -86,9 +86,9 @@ def _climb(scorer: Scorer, start: Choice) -> Steps:
     """Coordinate search from a choice."""
     chosen, (best,) = start, (yield [start])
     for fine in (False, True):
-        for _ in range(MOST_ROUNDS):
+        for turn in range(MOST_ROUNDS):
             before = best
-            for _, moves in coordinates(scorer.classes, scorer.members, fine):
+            for _, moves in coordinates(scorer.classes, scorer.members, fine, again=turn > 0):
                 candidates = list(moves(chosen))
                 for candidate, score in zip(candidates, (yield candidates), strict=True):
                     if score > best + 1e-9:

@@ -48,6 +48,14 @@ def test_a_weight_is_relative_to_the_greatest_of_the_others() -> None:
     assert [c.fusion for c in moves["fusion iou"](START)] == [Fusion(method="nmw", iou=iou) for iou in IOUS]
 
 
+def test_votes_that_were_all_tried_move_by_single_steps() -> None:
+    moves = dict(coordinates(CLASSES, 3, again=True))
+    assert [c.weights for c in moves["weight 0"](START)] == [(3 * vote, 0.0, 3.0) for vote in (0.25, 0.5)]
+    assert [c.weights for c in moves["weight 1"](START)] == [(1.0, 3 * 0.25, 3.0)]
+    assert [c.weights for c in moves["weight 2"](START)] == [(1.0, 0.0, 2.0), (1.0, 0.0, 4.0)]
+    assert [c.fusion.iou for c in moves["fusion iou"](START)] == [0.4, 0.5]
+
+
 def test_the_last_member_keeps_its_vote() -> None:
     alone = Choice(Rules(), weights=(0.0, 2.0))
     moves = dict(coordinates(CLASSES, 2))

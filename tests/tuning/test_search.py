@@ -225,7 +225,7 @@ def test_images_or_predictions_is_a_matter_of_usage(
 
 
 def test_a_member_that_is_left_alone_keeps_the_fusion_that_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    def coordinates(*_: Any) -> list[tuple[str, Any]]:
+    def coordinates(*_: Any, again: bool) -> list[tuple[str, Any]]:
         moved = Choice(HIDDEN, Fusion(iou=0.3), (1.0, 0.0))
         return [("both", lambda choice: iter((moved,)))]
 
