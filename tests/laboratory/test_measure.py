@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
+from skimage.measure import regionprops_table
 
 from sartorius_infer.laboratory.measure import measure
 from sartorius_infer.types import Int32
@@ -59,6 +61,25 @@ def test_micrometres_are_pixels_times_their_size(label_map: Int32, size_um: floa
     for name, column in in_pixels.items():
         scale = size_um**2 if name.endswith("px2") else size_um if name.endswith("px") else 1
         np.testing.assert_allclose(found[name.replace("_px", "_um")], column * scale)
+
+
+@settings(max_examples=100)
+@given(arrays(np.int32, array_shapes(min_dims=2, max_dims=2, max_side=30), elements=st.integers(0, 2)))
+def test_solidity_is_scikit_image_s(label_map: Int32) -> None:
+    expected = regionprops_table(label_map, properties=["solidity"])["solidity"]
+    assert measure(label_map, None, None)["solidity"].tolist() == expected.tolist()
+
+
+def test_a_hull_of_long_sides_is_scikit_image_s() -> None:
+    """Slanted, so that many centres lie close to a side and some of them on it."""
+    label_map = np.zeros((400, 500), np.int32)
+    for number, (centre, axes, angle) in enumerate(
+        [((150, 180), (140, 60), 30), ((380, 200), (90, 190), 77)]
+    ):
+        cv2.ellipse(label_map, centre, axes, angle, 0, 360, number + 1, -1)
+        cv2.fillPoly(label_map, [np.array([[250, 3], [410, 83], [300, 33]])], 3)
+    expected = regionprops_table(label_map, properties=["solidity"])["solidity"]
+    assert measure(label_map, None, None)["solidity"].tolist() == expected.tolist()
 
 
 def angle_of(dx: int, dy_up: int) -> float:
