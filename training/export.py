@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sartorius_infer.checkpoints.storage import pack
+from sartorius_infer.competition import COMPETITION_SIZE_HW
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.member import Member
 from sartorius_infer.files import atomic_file, bytes_sha256
@@ -22,8 +23,13 @@ from training.model import exported_state
 from training.recipe import Recipe
 
 
-def manifest_of(recipe: Recipe, provenance: str = "", **file: Any) -> Manifest:
-    """The manifest of one network of this recipe; `file` says what is known of its file."""
+def manifest_of(
+    recipe: Recipe, provenance: str = "", learned_hw: tuple[int, int] = COMPETITION_SIZE_HW, **file: Any
+) -> Manifest:
+    """The manifest of one network of this recipe; `file` says what is known of its file.
+
+    learned_hw is the size of the images that it learned on, in pixels, by which others are seen in tiles.
+    """
     entry: dict[str, Any] = {
         "name": recipe.name,
         "file": f"{recipe.name}.safetensors",
@@ -40,6 +46,7 @@ def manifest_of(recipe: Recipe, provenance: str = "", **file: Any) -> Manifest:
         "version": 1,
         "classes": recipe.classes,
         "models": [entry],
+        **({} if learned_hw == COMPETITION_SIZE_HW else {"learned_hw": learned_hw}),
         "views": ["identity"],
         "rules": recipe.final_rules.model_dump(mode="json", exclude_none=True),
     }
@@ -70,13 +77,20 @@ def as_ensemble(recipe: Recipe, state: Mapping[str, Tensor], device: torch.devic
     return Ensemble(manifest, (Member(spec.name, network, 1.0, same, same),), device)
 
 
-def write_checkpoint(out: Path, recipe: Recipe, state: Mapping[str, Tensor], provenance: str) -> ModelSpec:
+def write_checkpoint(
+    out: Path,
+    recipe: Recipe,
+    state: Mapping[str, Tensor],
+    provenance: str,
+    learned_hw: tuple[int, int] = COMPETITION_SIZE_HW,
+) -> ModelSpec:
     """Write `<name>.safetensors` and the manifest beside it; gives the manifest's entry."""
     out.mkdir(parents=True, exist_ok=True)
     tensors = {k: t.detach().cpu() for k, t in exported_state(state, len(recipe.classes)).items()}
     file = out / f"{recipe.name}.safetensors"
     content = save(pack(tensors, recipe.store, str(file)))
-    manifest = manifest_of(recipe, provenance, sha256=bytes_sha256(content), bytes=len(content))
+    known = {"sha256": bytes_sha256(content), "bytes": len(content)}
+    manifest = manifest_of(recipe, provenance, learned_hw, **known)
     with atomic_file(file, "wb") as weights:
         weights.write(content)
     write_manifest(out / MANIFEST_NAME, manifest)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -207,7 +208,13 @@ class Trainer:
         if found is not None and found.thresholds:
             own = {name: t for name, t in found.thresholds.items() if name in recipe.classes}
             recipe = recipe.model_copy(update={"rules": with_scores(recipe.final_rules, own)})
-        write_checkpoint(out, recipe, self.ema.state, self._provenance(found))
+        write_checkpoint(out, recipe, self.ema.state, self._provenance(found), self._learned_hw())
+
+    def _learned_hw(self) -> tuple[int, int]:
+        """The usual size of the images so far, each side by itself."""
+        sizes = [e.size_hw for leg in self.legs if leg.first < max(1, self.iteration) for e in leg.examples]
+        height, width = np.median(sizes, axis=0).astype(int).tolist()
+        return height, width
 
     def _provenance(self, found: Held | None) -> str:
         counts: dict[str, set[str]] = {}

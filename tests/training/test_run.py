@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from places import ROOT
-from training_factories import read_examples, write_recipe, write_sartorius
+from training_factories import SIZE_HW, read_examples, write_recipe, write_sartorius
 
 from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import predict
@@ -71,6 +71,7 @@ def test_the_loss_falls_and_the_kit_loads_the_result(tmp_path: Path, data: Path)
     assert ensemble.classes == ("shsy5y", "astro", "cort")
     (prediction,) = predict(ensemble, [read_image(find_images([data / "images"])[0])])
     assert len(prediction) > 0
+    assert ensemble.manifest.learned_hw == SIZE_HW
     spec = ensemble.manifest.models[0]
     assert spec.sha256 is not None
     (row,) = read_table(out / "validation.csv")
