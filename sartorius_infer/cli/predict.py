@@ -347,12 +347,12 @@ def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
     from sartorius_infer.ensemble.loading import load_for_runs
     from sartorius_infer.ensemble.weights import find_weights
     from sartorius_infer.manifest.one_class import ONE_CLASS_RULES
-    from sartorius_infer.manifest.tiling import parse_tile
+    from sartorius_infer.manifest.tiling import require_tile
     from sartorius_infer.manifest.views import parse_views
 
     load_plugins(arguments)
     views = parse_views(arguments.views)
-    tile = None if arguments.tile is None else parse_tile(arguments.tile)
+    tile = None if arguments.tile is None else require_tile(arguments.tile)
     weights = find_weights(arguments.weights, arguments.config)
     device = resolve_device(arguments.device, rank.local if rank.count > 1 else None)
     ensemble = load_for_runs(weights, device, arguments.precision)

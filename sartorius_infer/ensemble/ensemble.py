@@ -93,11 +93,11 @@ class Ensemble:
         score: Mapping[str, float] | None = None,
         min_area: Mapping[str, int] | None = None,
         edge: EdgeMode | None = None,
-        tile: TileRule | None = None,
+        tile: TileRule | str | None = None,
         magnification: float | None = None,
     ) -> Ensemble:
         """The same networks with other views (as `parse_view` reads them), rules (as `override_rules`), tiles
-        or magnification (as the manifest has them).
+        (as the manifest has them, or "520x704") or magnification.
 
         Raises ManifestError for a view that is none or is there twice, a class that is not the ensemble's,
         and a value that a rule, tiles or magnification cannot have.

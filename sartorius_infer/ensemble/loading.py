@@ -61,7 +61,7 @@ def load_ensemble(
     score: Mapping[str, float] | None = None,
     min_area: Mapping[str, int] | None = None,
     edge: EdgeMode | None = None,
-    tile: TileRule | None = None,
+    tile: TileRule | str | None = None,
     magnification: float | None = None,
     config: str | Path | None = None,
 ) -> Ensemble:
@@ -76,7 +76,7 @@ def load_ensemble(
     score      score thresholds of some classes, such as {"cort": 0.4}
     min_area   smallest areas of some classes, in pixels
     edge       "rule", "keep" or "drop" cells on the image border, instead of the manifest's rule
-    tile       of large images: "auto", "off", or (height, width), instead of the manifest's
+    tile       of large images: "auto", "off", "HxW" or (height, width), instead of the manifest's
     magnification  how many times as large as in the networks' images the cells are, instead of the manifest's
     config     of one checkpoint that does not tell how it is used, by default one inside or beside it
 

@@ -26,16 +26,15 @@ Magnification = Annotated[float, Field(ge=1 / 16, le=16)]
 """How many times as large as in the networks' images the cells are."""
 
 
-def parse_tile(text: str) -> TileRule:
-    """The rule in `auto`, `off` or `520x704`, height first. Raises ManifestError for anything else."""
-    sides = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)
-    return require_tile((int(sides[1]), int(sides[2])) if sides else text)
-
-
 def require_tile(rule: Any) -> TileRule:
-    """The rule itself; raises ManifestError for what is none."""
+    """The rule itself, or that in a text: `auto`, `off` or `520x704`, height first.
+
+    Raises ManifestError for what is none.
+    """
+    sides = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", rule) if isinstance(rule, str) else None
     try:
-        return TypeAdapter(TileRule).validate_python(rule, strict=True)
+        size = (int(sides[1]), int(sides[2])) if sides else rule
+        return TypeAdapter(TileRule).validate_python(size, strict=True)
     except ValidationError:
         raise ManifestError(
             f"tile: expected auto, off, or a height and a width from {SMALLEST_TILE} pixels, such as "

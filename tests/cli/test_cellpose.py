@@ -19,6 +19,7 @@ from places import ROOT
 
 from sartorius_infer.cli.main import main
 from sartorius_infer.ensemble.fuse import box_iou
+from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.manifest.views import parse_view
 from sartorius_infer.output.predictions import load_prediction
 from sartorius_infer.types import Prediction, UInt8
@@ -178,6 +179,17 @@ def test_views_vote(world: Path, alone: Prediction) -> None:
     best = overlaps(found, alone).max(axis=0)
     assert (best > 0.5).mean() > 0.8
     assert ((found.masks >= 0) & (found.masks <= 1)).all()
+
+
+@pytest.mark.slow
+def test_in_tiles_it_finds_what_it_finds_in_the_whole_image() -> None:
+    """But for what each tile's own percentiles change: a tile is seen as an image of its own."""
+    whole, tiled = (load_ensemble([QUARTER], "cpu", tile=tile) for tile in ("off", "260x352"))
+    found, expected = (each.segment(image_of("7ae19de7bc2a")) for each in (tiled, whole))
+    assert len(expected) > 60
+    pairs = box_iou(found.boxes.astype(np.float32), expected.boxes.astype(np.float32))
+    assert (pairs.max(axis=0) > 0.5).mean() > 0.85
+    assert (pairs.max(axis=1) > 0.5).mean() > 0.85
 
 
 def test_cells_of_both_are_a_valid_submission(world: Path, both: Prediction) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sartorius_infer.ensemble.tiles import LARGEST, OVERLAP, Span, Tiling, tile_size, tiling
 from sartorius_infer.manifest.manifest import Manifest
+from sartorius_infer.manifest.tiling import require_tile
 from sartorius_infer.types import Float32
 
 sizes = st.tuples(st.integers(1, 700), st.integers(1, 700))
@@ -104,6 +105,7 @@ def test_what_a_manifest_says_of_tiles() -> None:
     assert tile_size(manifest(magnification=0.5)) == (260, 352)
     assert tile_size(manifest(tile=(100, 80), magnification=2.0)) == (100, 80)
     assert tile_size(manifest(tile="off")) is None
+    assert [require_tile(rule) for rule in ("off", "100x80", (100, 80))] == ["off", (100, 80), (100, 80)]
     assert len(tiling((5000, 5000), None)) == 1
 
 

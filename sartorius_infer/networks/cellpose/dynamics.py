@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from sartorius_infer.machine_code import machine_code
 from sartorius_infer.types import Bool, Float32, Float64, Int32, Int64
 
 FLOW_SCALE = np.float32(5)
@@ -30,11 +31,8 @@ _MARGIN = 20
 
 @cache
 def _compiled(loop: Callable[..., None]) -> Callable[..., None]:
-    """A loop as machine code that lets other threads run; numba is loaded when the first is needed."""
-    from numba import njit
-
-    fast: Callable[..., None] = njit(nogil=True)(loop)
-    return fast
+    """A loop as machine code; numba is loaded when the first is needed."""
+    return machine_code(loop)
 
 
 def walk(flow: Float32, points: Int64, steps: int) -> Float32:
