@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sartorius_infer.manifest.preprocessing import Preprocessing
 from sartorius_infer.manifest.views import IDENTITY, View
 from sartorius_infer.networks.base import Features
-from sartorius_infer.networks.cpu.arithmetic import fold_norms, quicken, use_stem_pool, use_winograd
+from sartorius_infer.networks.cpu.arithmetic import fold_norms, halve, quicken, use_stem_pool, use_winograd
 from sartorius_infer.networks.inputs import network_input
 
 
@@ -64,19 +64,22 @@ class PyramidNetwork(nn.Module):
         On a CPU its mask head changes its arithmetic for speed. Nothing depends on the last bits of
         masks; those of boxes and scores decide who survives NMS, so there `quicken` waits to be asked.
         """
-        if self._on_cpu_in_float32():
+        if self._on_cpu_in(torch.float32):
             use_stem_pool(self.model)
             fold_norms(self.mask_head)
             use_winograd(self.mask_head)
+        elif self._on_cpu_in(torch.bfloat16):
+            halve(self.model)
+            self.memory_format = torch.channels_last
 
     def quicken(self) -> None:
         """On a CPU in float32, do everything by faster arithmetic that differs in the last bits."""
-        if self._on_cpu_in_float32():
+        if self._on_cpu_in(torch.float32):
             quicken(self.model)
             self.memory_format = torch.channels_last
 
-    def _on_cpu_in_float32(self) -> bool:
-        return self.precision == torch.float32 and next(self.parameters()).device.type == "cpu"
+    def _on_cpu_in(self, precision: torch.dtype) -> bool:
+        return self.precision == precision and next(self.parameters()).device.type == "cpu"
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """Computing in the network's precision on a device."""
