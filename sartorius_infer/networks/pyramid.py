@@ -31,6 +31,7 @@ class PyramidNetwork(nn.Module):
         self.preprocessing = preprocessing
         self.precision = precision
         self.memory_format = torch.contiguous_format
+        self.maps_dtype = torch.float32
 
     def features(self, images: Sequence[Tensor], view: View = IDENTITY) -> Features:
         """Resize, normalise, pad; body and pyramid."""
@@ -39,7 +40,7 @@ class PyramidNetwork(nn.Module):
             maps = self.pyramid(batch.contiguous(memory_format=self.memory_format))
         return Features(
             maps={
-                name: level.float().contiguous(memory_format=self.memory_format)
+                name: level.to(self.maps_dtype).contiguous(memory_format=self.memory_format)
                 for name, level in maps.items()
             },
             image_hws=tuple((int(i.shape[-2]), int(i.shape[-1])) for i in images),
@@ -70,7 +71,7 @@ class PyramidNetwork(nn.Module):
             use_winograd(self.mask_head)
         elif self._on_cpu_in(torch.bfloat16):
             halve(self.model)
-            self.memory_format = torch.channels_last
+            self.memory_format, self.maps_dtype = torch.channels_last, torch.bfloat16
 
     def quicken(self) -> None:
         """On a CPU in float32, do everything by faster arithmetic that differs in the last bits."""

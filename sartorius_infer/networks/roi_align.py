@@ -25,7 +25,7 @@ ROWS_AT_ONCE = 1 << 22
 class Rois:
     """K boxes on the maps of a pyramid.
 
-    maps    of each level, float32 (B, C, h, w)
+    maps    of each level, float32 or bfloat16 (B, C, h, w)
     scales  of each level, its pixels per pixel of the boxes
     levels  int64 (K,), which of `maps` each box lies on; beyond them its features are 0
     boxes   for each image float32 (N, 4) xyxy
@@ -48,13 +48,13 @@ class Rois:
 
 
 def pool_rois(rois: Rois, size: int, sampling_ratio: int, aligned: bool = False) -> Tensor:
-    """RoI features float32 (K, C, size, size).
+    """RoI features (K, C, size, size), of the maps' dtype.
 
     sampling_ratio  samples per bin and axis; 0 takes one per pixel of the map
     aligned         pixel centres lie at half coordinates (ROIAlignV2)
     """
     features = rois.maps[0]
-    fast = features.device.type == "cpu" and features.dtype == torch.float32
+    fast = features.device.type == "cpu" and features.dtype in (torch.float32, torch.bfloat16)
     return (by_sums if fast else by_kernel)(rois, size, sampling_ratio, aligned)
 
 
@@ -69,17 +69,17 @@ def by_kernel(rois: Rois, size: int, sampling_ratio: int, aligned: bool = False)
 
 
 def by_sums(rois: Rois, size: int, sampling_ratio: int, aligned: bool = False) -> Tensor:
-    """`pool_rois` by weighted sums, for float32 on a CPU; the result lies channels last."""
+    """`pool_rois` by weighted sums in float32, on a CPU; the result lies channels last."""
     pooled = rois.maps[0].new_zeros((len(rois.every), size, size, rois.maps[0].shape[1]))
     there = torch.nonzero((rois.levels >= 0) & (rois.levels < len(rois.maps)))[:, 0]
     table = _Table(rois, there)
     for some, sums in _weighted_sums(table, size, sampling_ratio, aligned):
-        pooled[there[some]] = sums
+        pooled[there[some]] = sums.to(pooled.dtype)
     return pooled.permute(0, 3, 1, 2)
 
 
 class _Table:
-    """The pixels of all maps as rows (P, C), and K boxes on them.
+    """The pixels of all maps as rows float32 (P, C), and K boxes on them.
 
     boxes float32 (K, 4) are in pixels of their maps; first int64 (K,) is the row of each one's map's first
     pixel, hw float32 (K, 2) that map's size.
@@ -90,7 +90,7 @@ class _Table:
         sizes = torch.tensor([m.shape[-2:] for m in rois.maps])
         pixels = sizes.prod(dim=1)
         ends = (pixels * batch).cumsum(0)
-        self.rows = rois.maps[0].new_empty((int(ends[-1]), channels))
+        self.rows = rois.maps[0].new_empty((int(ends[-1]), channels), dtype=torch.float32)
         for level, rows in zip(rois.maps, torch.tensor_split(self.rows, ends[:-1]), strict=True):
             rows.view(level.permute(0, 2, 3, 1).shape).copy_(level.permute(0, 2, 3, 1))
         levels = rois.levels[there]

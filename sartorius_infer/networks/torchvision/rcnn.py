@@ -63,7 +63,8 @@ class TorchvisionNetwork(PyramidNetwork):
         objectness, deltas = [o.float() for o in objectness], [d.float() for d in deltas]
         require_finite("proposals", *objectness, *deltas)
         placeholder = torch.empty((len(features.input_hws), 1, *features.padded_hw), device="meta")
-        anchors = rpn.anchor_generator(ImageList(placeholder, list(features.input_hws)), maps)
+        # Anchors are of the dtype of what they stand on, and coordinates want float32.
+        anchors = rpn.anchor_generator(ImageList(placeholder, list(features.input_hws)), objectness)
         per_level = [o[0].numel() for o in objectness]
         flat_objectness, flat_deltas = concat_box_prediction_layers(objectness, deltas)
         boxes = rpn.box_coder.decode(flat_deltas, anchors).view(len(anchors), -1, 4)
