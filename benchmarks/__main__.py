@@ -107,10 +107,9 @@ def _stages(arguments: argparse.Namespace, device: torch.device) -> tuple[str, A
     columns: dict[str, dict[str, float]] = {}
     with TemporaryDirectory() as folder:
         subject = random_r50(image_tensor(read_image(file))[:1], arguments.cells, Path(folder))
-        for fast in kit.kinds(device):
-            columns[kit.words(device, fast)] = stages.stages(
-                file, kit.load(subject.manifest, device, fast), arguments.rounds
-            )
+        for precision in kit.precisions(device):
+            ensemble = kit.load(subject.manifest, device, precision)
+            columns[precision] = stages.stages(file, ensemble, arguments.rounds)
     lines = [
         [step, *(f"{column[step]:.4f}" for column in columns.values())]
         for step in next(iter(columns.values()))

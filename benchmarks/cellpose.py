@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import kit
+from sartorius_infer.ensemble.device import PRECISIONS
 from sartorius_infer.manifest.cellpose import CellposeParts
 from sartorius_infer.networks.cellpose.dynamics import FLOW_SCALE, shape_flow
 from sartorius_infer.networks.cellpose.family import MEAN_DIAMETER
@@ -27,12 +29,13 @@ RESCALE = MEAN_DIAMETER / 19
 def costs(image: Tensor, cells: int, rounds: int) -> Iterator[tuple[str, float]]:
     """Stage and seconds (medians) of a uint8 image (1, H, W), and of `cells` discs in one of its size."""
     contenders: dict[str, Callable[[], object]] = {}
-    for name, fast in (("tiles, fp32", False), ("tiles, fp32-fast", True)):
+    for precision in kit.precisions(kit.CPU):
         torch.manual_seed(0)
-        network = CellposeNetwork(UNet(WIDTHS).requires_grad_(False), PARTS, RESCALE, None, torch.float32)
-        if fast:
+        model, dtype = UNet(WIDTHS).requires_grad_(False), PRECISIONS[precision]
+        network = CellposeNetwork(model, PARTS, RESCALE, None, dtype)
+        if precision == "fp32-fast":
             network.quicken()
-        contenders[name] = partial(_exhaust, network, image)
+        contenders[f"tiles, {precision}"] = partial(_exhaust, network, image)
     height, width = int(image.shape[-2]), int(image.shape[-1])
     maps = _discs((height, width), cells)
     contenders["flows to cells"] = partial(cells_of, maps, PARTS, (height, width), RESCALE)

@@ -160,7 +160,7 @@ def _stages(setup: Setup) -> str:
     lines = [[step, f"{s:.4f}", f"{s / total:.1%}"] for step, s in seconds.items()]
     lines.append(["*floor: the same convolutions and matrix products alone*", f"{floor:.4f}", ""])
     beside = sum(s for step, s in seconds.items() if step not in NETWORKS)
-    head = ["stage", f"{kit.words(setup.device, False)}, s", "share"]
+    head = ["stage", f"{kit.precisions(setup.device)[0]}, s", "share"]
     return (
         f"{table(head, lines)}\nBeside the network: {beside:.4f} s of {total:.4f} s, {beside / total:.1%}.\n"
     )

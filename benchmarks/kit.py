@@ -9,6 +9,7 @@ import torch
 
 from sartorius_infer.cells.claim import Selector, build_instances
 from sartorius_infer.cells.rle import encode_label_map
+from sartorius_infer.ensemble.device import cpu_multiplies
 from sartorius_infer.ensemble.ensemble import Ensemble
 from sartorius_infer.ensemble.loading import load_ensemble
 from sartorius_infer.ensemble.passes import Select, predict
@@ -17,23 +18,16 @@ from sartorius_infer.types import CellImage, Prediction
 CPU = torch.device("cpu")
 
 
-def kinds(device: torch.device) -> tuple[bool, ...]:
-    """Whether by fast arithmetic: no and yes on a CPU; a GPU has one way."""
-    return (False,) if device.type == "cuda" else (False, True)
+def precisions(device: torch.device) -> tuple[str, ...]:
+    """The precisions that are worth a measurement by their names on the command line, the plain one first."""
+    if device.type == "cuda":
+        return ("fp16",)
+    return ("fp32", "fp32-fast", *(("bf16",) if cpu_multiplies("bf16") else ()))
 
 
-def words(device: torch.device, fast: bool) -> str:
-    """The precision by its name on the command line."""
-    return "fp16" if device.type == "cuda" else "fp32-fast" if fast else "fp32"
-
-
-def load(manifest: Path, device: torch.device, fast: bool = False) -> Ensemble:
-    """A manifest's networks, by plain float32 arithmetic on a CPU or the fast one, in half on a GPU."""
-    half = device.type == "cuda"
-    ensemble = load_ensemble([manifest], device, torch.float16 if half else torch.float32)
-    if fast:
-        ensemble.quicken()
-    return ensemble
+def load(manifest: Path, device: torch.device, precision: str | None = None) -> Ensemble:
+    """A manifest's networks in a precision, by default the first of `precisions`."""
+    return load_ensemble([manifest], device, precision or precisions(device)[0])
 
 
 def rows(ensemble: Ensemble, image: CellImage) -> list[str]:

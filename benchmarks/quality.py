@@ -27,12 +27,12 @@ def scores(images: Sequence[Path], truth: Sequence[Path], most: int) -> dict[str
     files = [file for file in find_images(images) if file.id in true][:most]
     with TemporaryDirectory() as folder:
         subject = default_checkpoint(Path(folder))
-        plain, fast = (kit.load(subject.manifest, kit.CPU, quick) for quick in (False, True))
+        loaded = {name: kit.load(subject.manifest, kit.CPU, name) for name in kit.precisions(kit.CPU)}
 
     def notebook(image: CellImage) -> list[str]:
         return opponents.notebook(subject.model, image.pixels, subject.floors, LEAST_AREA)
 
-    ways: dict[str, Find] = {"notebook": notebook, "fp32": _kit(plain), "fp32-fast": _kit(fast)}
+    ways: dict[str, Find] = {"notebook": notebook} | {name: _kit(each) for name, each in loaded.items()}
     found = found_by(ways, [read_image(file) for file in files])
     return {name: score(true, of).mean for name, of in found.items()}
 

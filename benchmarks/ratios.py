@@ -46,8 +46,8 @@ def against_notebook(
         return opponents.notebook(model, image.pixels, subject.floors, LEAST_AREA, device)
 
     contenders = {
-        kit.words(device, fast): partial(kit.rows, kit.load(subject.manifest, device, fast), image)
-        for fast in kit.kinds(device)
+        precision: partial(kit.rows, kit.load(subject.manifest, device, precision), image)
+        for precision in kit.precisions(device)
     }
     yield from against_all(what, opponent, contenders, rounds, "3")
 
@@ -78,12 +78,10 @@ def against_merged(
         return opponents.notebook_ensemble(theirs, image.pixels, floors, LEAST_AREA, axes, device)
 
     contenders: dict[str, Callable[[], object]] = {}
-    for fast in kit.kinds(device):
-        whole = kit.load(subject.manifest, device, fast).with_overrides(views=views)
+    for precision in kit.precisions(device):
+        whole = kit.load(subject.manifest, device, precision).with_overrides(views=views)
         agreed = replace(whole.members[0], network=AgreedNetwork(whole.members[0].network, drawn))
-        contenders[kit.words(device, fast)] = partial(
-            kit.rows, replace(whole, members=(agreed,) * networks), image
-        )
+        contenders[precision] = partial(kit.rows, replace(whole, members=(agreed,) * networks), image)
     goal = "10" if device.type == "cuda" else "5"
     yield from against_all(what, opponent, contenders, 1, goal, warm_up=0)
 

@@ -115,8 +115,9 @@ def floor(ensemble: Ensemble, file: ImageFile, rounds: int) -> float:
 
     @torch.inference_mode()
     def products() -> None:
-        for module, inputs in calls:
-            module(inputs)
+        with network.autocast(ensemble.device):
+            for module, inputs in calls:
+                module(inputs)
         if ensemble.device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -128,7 +129,7 @@ def levers(file: ImageFile, cells: int, rounds: int) -> Iterator[tuple[str, floa
     image = read_image(file)
     with TemporaryDirectory() as folder:
         subject = random_r50(image_tensor(image)[:1], cells, Path(folder))
-        everything = kit.load(subject.manifest, kit.CPU, fast=True)
+        everything = kit.load(subject.manifest, kit.CPU, "fp32-fast")
         runs: Mapping[str, Callable[[], object]] = {
             "all on (fp32-fast)": lambda: kit.rows(everything, image),
             "no folded norms": _without(subject.manifest, image, fold=False),

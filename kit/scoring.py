@@ -19,7 +19,7 @@ from sartorius_infer.images.read import read_image
 
 def score(manifest: Path, images: Path, truth: Path, device: torch.device) -> float:
     """The competition's score of a manifest on annotated images, at full precision."""
-    ensemble = load_ensemble([manifest], device)
+    ensemble = load_ensemble([manifest], device, "fp32")
     rules, classes = ensemble.manifest.rules, ensemble.classes
     known, files = read_train_csv(truth), find_images([images])
     require_known(known, [file.id for file in files], truth)

@@ -13,6 +13,14 @@ torch.set_num_threads(2)
 cv2.setNumThreads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_half_precision_on_the_cpu() -> Iterator[None]:
+    """`auto` is fp32 on every machine, so that what is compared with float32 is float32."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sartorius_infer.ensemble.device.cpu_multiplies", lambda name: False)
+        yield
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Small networks are done before a second thread wakes up, and a busy machine may not wake it."""

@@ -122,12 +122,9 @@ def _trainer(
 
 def training_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of autocast; auto: bf16 where the device has it, else fp16 on a GPU and fp32 on a CPU."""
-    if name != "auto":
-        return resolve_precision(name, device)
-    if device.type == "cuda":
+    if name == "auto" and device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
-    return torch.bfloat16 if "amx_bf16" in flags or "avx512_bf16" in flags else torch.float32
+    return resolve_precision(name, device)
 
 
 def _describe(

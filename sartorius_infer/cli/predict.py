@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 Format = Literal["kaggle", "coco"]
 _SUFFIXES: dict[str, Format] = {".csv": "kaggle", ".json": "coco", ".zip": "coco"}
 
+_IN_BF16 = "precision bf16, for which this processor has instructions (--precision fp32 for float32)"
+
 _KEPT = "overlaps  kept: cells may share pixels, every part of a mask stays, no overlap survival"
 
 DESCRIPTION = """\
@@ -135,8 +137,8 @@ def _add_ensemble_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("auto", "fp32", "fp32-fast", "fp16", "bf16"),
         default="auto",
-        help="of the networks; auto is fp16 on a GPU, fp32 on the CPU; fp32-fast is for CPUs: fp32 by faster "
-        "convolutions, whose last bits differ",
+        help="of the networks; auto is fp16 on a GPU, bf16 on a CPU with instructions for it (AVX512-BF16, "
+        "AMX), fp32 on any other; fp32-fast is for CPUs: fp32 by faster convolutions, whose last bits differ",
     )
 
 
@@ -343,7 +345,7 @@ def _inputs(arguments: argparse.Namespace) -> tuple[list[Path], Path | None]:
 def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
     """The networks on their device, with the command line's views and rules in place, which it says."""
     from sartorius_infer.ensemble.describe import told_and_assumed
-    from sartorius_infer.ensemble.device import resolve_device
+    from sartorius_infer.ensemble.device import cpu_multiplies, resolve_device
     from sartorius_infer.ensemble.loading import load_for_runs
     from sartorius_infer.ensemble.weights import find_weights
     from sartorius_infer.manifest.one_class import ONE_CLASS_RULES
@@ -356,6 +358,8 @@ def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
     weights = find_weights(arguments.weights, arguments.config)
     device = resolve_device(arguments.device, rank.local if rank.count > 1 else None)
     ensemble = load_for_runs(weights, device, arguments.precision)
+    if rank.is_first and arguments.precision == "auto" and device.type == "cpu" and cpu_multiplies("bf16"):
+        print(_IN_BF16, file=sys.stderr)
     if rank.is_first and weights.is_bare:
         for spec in ensemble.manifest.models:
             if said := told_and_assumed(spec):

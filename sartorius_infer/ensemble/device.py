@@ -20,6 +20,9 @@ PRECISIONS = {
     "bf16": torch.bfloat16,
 }
 
+_FLAGS = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}
+"""What /proc/cpuinfo calls a processor's products of half precision."""
+
 
 def keep_memory(device: torch.device) -> None:
     """Let this process keep the memory that it frees, if it computes on the CPU and its C library is glibc.
@@ -80,28 +83,31 @@ def _runs(device: torch.device) -> bool:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that networks compute in; `auto` is float16 on a GPU and float32 on the CPU, and
-    fp32-fast is float32 for networks that `Ensemble.quicken` then changes.
+    """The dtype that networks compute in; fp32-fast is float32 for networks that `Ensemble.quicken` changes.
+
+    `auto` is float16 on a GPU, bfloat16 on a CPU with instructions for it, and float32 on any other.
 
     Boxes, scores and probabilities are float32 in any case. Warns where a CPU has no instructions
     for the dtype: it then takes many times as long as float32. Raises DeviceError for a name that is
     none.
     """
     if name == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
+        if device.type == "cuda":
+            return torch.float16
+        return torch.bfloat16 if cpu_multiplies("bf16") else torch.float32
     if name not in PRECISIONS:
         raise DeviceError(f"precision: expected auto, {', '.join(PRECISIONS)}, found {name!r}")
     if name == "fp32-fast" and device.type != "cpu":
         log.warning("fp32-fast is for CPUs: on %s it is fp32, and fp16 is the fast one", device)
-    flags = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}
-    if device.type == "cpu" and name in flags and not any(flag in _cpu_flags() for flag in flags[name]):
+    if device.type == "cpu" and name in _FLAGS and not cpu_multiplies(name):
         log.warning("this CPU has no %s instructions: expect it to be far slower than fp32", name)
     return PRECISIONS[name]
 
 
-def _cpu_flags() -> str:
-    """What Linux says the processor can do; empty where it does not say."""
+def cpu_multiplies(name: str) -> bool:
+    """Whether Linux says that the processor has instructions for products in bf16 or fp16."""
     try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return ""
+        return False
+    return any(flag in told for flag in _FLAGS[name])

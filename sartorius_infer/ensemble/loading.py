@@ -70,7 +70,8 @@ def load_ensemble(
     weights    a path (str or Path) or several, as `--weights` takes them; "run.pth::ema" is one network of
                a file that holds several
     device     "auto", "cpu", "cuda" or "cuda:N"; auto is a GPU that really runs, else the CPU
-    precision  "auto", "fp32", "fp32-fast", "fp16" or "bf16"; auto is fp16 on a GPU, fp32 on a CPU
+    precision  "auto", "fp32", "fp32-fast", "fp16" or "bf16"; auto is fp16 on a GPU, bf16 on a CPU with
+               instructions for it, fp32 on any other
     views      test-time views instead of the manifest's, such as ["identity", "hflip"]
     rules      in the place of the manifest's: `Rules`, or a JSON file of them, or another manifest
     score      score thresholds of some classes, such as {"cort": 0.4}

@@ -55,8 +55,8 @@ def of_the_first_class(subject: Subject) -> Subject:
 def test_the_notebook_finds_what_the_kit_finds(tmp_path: Path) -> None:
     subject = of_the_first_class(default_checkpoint(tmp_path))
     theirs = opponents.notebook(subject.model, image().pixels, subject.floors, LEAST_AREA)
-    for fast in (False, True):
-        ours = kit.rows(kit.load(subject.manifest, kit.CPU, fast), image())
+    for precision in kit.precisions(kit.CPU):
+        ours = kit.rows(kit.load(subject.manifest, kit.CPU, precision), image())
         assert len(ours) > 5
         # The kit keeps the largest part of a cell that others cut in two, the notebook all of it.
         assert agreement(theirs, ours, HW) > 0.9
@@ -144,4 +144,4 @@ def test_the_discs_of_cellpose_s_stage_are_found() -> None:
     cells = cellpose.cells_of(maps, cellpose.PARTS, HW, cellpose.RESCALE)
     assert 30 <= len(cells.scores) <= 60
     stages = [name for name, seconds in cellpose.costs(torch.zeros((1, 40, 50), dtype=torch.uint8), 4, 1)]
-    assert stages == ["tiles, fp32", "tiles, fp32-fast", "flows to cells"]
+    assert stages == [*(f"tiles, {name}" for name in kit.precisions(kit.CPU)), "flows to cells"]

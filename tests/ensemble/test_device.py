@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sartorius_infer.cli.main import main
-from sartorius_infer.ensemble.device import keep_memory, resolve_device, resolve_precision
+from sartorius_infer.ensemble.device import cpu_multiplies, keep_memory, resolve_device, resolve_precision
 from sartorius_infer.errors import DeviceError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -147,6 +147,43 @@ def test_a_real_gpu() -> None:
 )
 def test_precision(name: str, device: torch.device, dtype: torch.dtype) -> None:
     assert resolve_precision(name, device) == dtype
+
+
+FLAGS = "flags\t\t: fpu sse2 avx512f"
+
+
+@pytest.mark.parametrize(
+    ("told", "able"),
+    [
+        (FLAGS, set()),
+        (f"{FLAGS} avx512_bf16 avx512vbmi", {"bf16"}),
+        (f"{FLAGS} amx_bf16 amx_tile", {"bf16"}),
+        (f"{FLAGS} avx512_bf16 avx512_fp16", {"bf16", "fp16"}),
+        (None, set()),
+    ],
+)
+def test_what_a_processor_says_it_can_do(
+    monkeypatch: pytest.MonkeyPatch, told: str | None, able: set[str]
+) -> None:
+    def read(path: Path, **_: object) -> str:
+        assert path == Path("/proc/cpuinfo")
+        if told is None:
+            raise FileNotFoundError(path)
+        return told
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert {name for name in ("bf16", "fp16") if cpu_multiplies(name)} == able
+
+
+def test_auto_is_bf16_where_the_processor_can(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sartorius_infer.ensemble.device.cpu_multiplies", lambda name: name == "bf16")
+    assert resolve_precision("auto", CPU) == resolve_precision("bf16", CPU) == torch.bfloat16
+    assert resolve_precision("auto", CUDA) == torch.float16
+    assert not caplog.messages
+    resolve_precision("fp16", CPU)
+    assert caplog.messages == ["this CPU has no fp16 instructions: expect it to be far slower than fp32"]
 
 
 @pytest.mark.parametrize("name", ["", "fp64", "FP16", "half"])
