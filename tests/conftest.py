@@ -14,10 +14,11 @@ cv2.setNumThreads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_half_precision_on_the_cpu() -> Iterator[None]:
-    """`auto` is fp32 on every machine, so that what is compared with float32 is float32."""
+def same_arithmetic_on_every_processor() -> Iterator[None]:
+    """`auto` is fp32, so that what is compared with float32 is float32, and Winograd's algorithm is used."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sartorius_infer.ensemble.device.cpu_multiplies", lambda name: False)
+        patch.setattr("sartorius_infer.networks.cpu.winograd.pays", lambda: True)
         yield
 
 

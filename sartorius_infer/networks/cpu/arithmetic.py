@@ -19,6 +19,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
+from sartorius_infer.networks.cpu import winograd
 from sartorius_infer.networks.cpu.winograd import FEWEST_CHANNELS, WinogradConv2d
 from sartorius_infer.networks.deformable import DeformableConv, DeformableConv3x3
 from sartorius_infer.networks.layers import Conv, NormedBlock, numbered_pairs
@@ -132,7 +133,9 @@ def _is_stem_pool(pool: nn.MaxPool2d) -> bool:
 
 
 def use_winograd(model: nn.Module) -> None:
-    """Replace every 3 x 3 convolution that is wide enough to gain."""
+    """Replace every 3 x 3 convolution that is wide enough to gain, on a processor that does."""
+    if not winograd.pays():
+        return
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d) and _gains(child):

@@ -235,6 +235,15 @@ def test_on_a_cpu_the_mask_head_alone_changes_its_arithmetic() -> None:
     assert not kinds(head)["BatchNorm2d"] and kinds(moved)["BatchNorm2d"] > 20
 
 
+def test_where_winograds_algorithm_does_not_pay_convolutions_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sartorius_infer.networks.cpu.winograd.pays", lambda: False)
+    model = settled(made("resnet18", "norms everywhere"))
+    before = outputs(model)
+    quicken(model)
+    assert not kinds(model)["WinogradConv2d"] and not kinds(model)["BatchNorm2d"]
+    compare(outputs(model), before, 2e-4)
+
+
 def test_a_loaded_network_still_has_its_checkpoints_tensors() -> None:
     """What `import` and the dataset write is read from it."""
     state = settled(made("resnet18", "norms everywhere")).state_dict()
