@@ -90,7 +90,7 @@ def partner(world: Path) -> Prediction:
 @pytest.fixture(scope="module")
 def both(world: Path) -> Prediction:
     path = manifest(world, "both", mask_rcnn(), CELLPOSE)
-    done = sartorius("--weights", path, *_output(world, "both"), "--device", "cpu")
+    done = sartorius("--weights", path, *_output(world, "both"), "--device", "cpu", "--precision", "fp32")
     assert done.returncode == 0, done.stderr
     return load_prediction(world / "both" / "a.npz")
 
