@@ -76,6 +76,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content["models"][0] |= {"name": "fold 0/ß", "file": "fold0.pth", "weight": 2.5, "format": "torch"}
     content["models"][0]["state"] = "student"
     content["models"][0] |= {"sha256": file_sha256(folder / "fold0.pth"), "licence": "ours"}
+    content |= {"learned_hw": [300, 400], "magnification": 1.5}
     path.write_text(json.dumps(content))
     return path
 

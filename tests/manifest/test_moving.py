@@ -52,6 +52,17 @@ def named(plan: Plan) -> list[str]:
     return [spec.file for spec in plan.manifest.models]
 
 
+def test_what_a_manifest_says_of_large_images_goes_with_it(tmp_path: Path) -> None:
+    folder = tmp_path / "kit"
+    plan_of(folder, "a.pth")
+    said = {"learned_hw": [300, 400], "tile": [200, 250], "magnification": 1.5}
+    content = json.loads((folder / "manifest.json").read_text()) | said
+    (folder / "manifest.json").write_text(json.dumps(content))
+    found = brought(load_manifest(folder / "manifest.json"), tmp_path / "far" / "there.json")
+    assert json.loads((tmp_path / "far" / "there.json").read_text()).items() >= said.items()
+    assert found.manifest.learned_hw == (300, 400)
+
+
 def test_in_place_everything_stays_as_it_was_said(tmp_path: Path) -> None:
     plan = plan_of(tmp_path / "kit", "a.pth", "weights/b.pth")
     found = brought(plan, tmp_path / "kit" / "tuned.json")
