@@ -69,9 +69,14 @@ def run_here(words: Sequence[str], log: Path | None = None) -> int:
         return main(words)
 
 
-def start(words: Sequence[str], *torchrun: str, **env: str) -> subprocess.Popen[str]:
-    """The command line in a process on one thread, or in several under torchrun where it has options."""
-    program = [sys.executable, "-m"]
+def start(
+    words: Sequence[str], *torchrun: str, boot: Sequence[str] = (), **env: str
+) -> subprocess.Popen[str]:
+    """The command line in a process on one thread, or in several under torchrun where it has options.
+
+    `boot` are words before it, which put it on another host.
+    """
+    program = [*boot, sys.executable, "-m"]
     program += ["torch.distributed.run", *torchrun, "-m"] if torchrun else []
     return subprocess.Popen(
         [*program, "sartorius_infer", *words],

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -24,6 +25,7 @@ from unittest import mock
 
 import pytest
 import torch
+from hosts import CABLE, Host, require_hosts, two_hosts
 from logged import (
     BROKEN,
     PLUGIN,
@@ -933,3 +935,37 @@ def test_a_process_that_dies_on_one_of_two_machines(scene: Scene) -> None:
     assert [code for code, _ in ends] == [0, 0], said
     assert slow.out.read_bytes() == expected
     went_on_from_what_was_finished(slow, said)
+
+
+@pytest.mark.slow
+def test_one_of_two_hosts_is_killed_and_started_again(scene: Scene) -> None:
+    """Two processes on each, a network between them and one folder: no finished image is looked at again."""
+    require_hosts()
+    write_numbered(scene.images, range(60))
+    slow = replace(scene, weights=write_weights(scene.folder / "slow", [0.3]))
+    expected = slow.undisturbed("--batch-size", "2")
+    words = slow.words("--batch-size", "2", "--resume")
+    torchrun = ["--nnodes=2", "--nproc-per-node=2", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-id=1"]
+
+    def begin(host: Host) -> subprocess.Popen[str]:
+        meeting = [f"--rdzv-endpoint={first.address}:29400", f"--local-addr={host.address}"]
+        # torchrun's agents that were there before tell a new one no address in the store that they share.
+        shared = {"GLOO_SOCKET_IFNAME": CABLE, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        return start(words, *torchrun, *meeting, boot=host.enter, LOGGED_TO=str(slow.log), **shared)
+
+    with two_hosts(scene.folder) as (first, second):
+        stays, dies = begin(first), begin(second)
+        while len(slow.finished()) < 10 and stays.poll() is None:
+            time.sleep(0.05)
+        second.crash()
+        assert ended(dies)[0] == -signal.SIGKILL
+        finished = {int(name.removeprefix("image")) for name in slow.finished()}
+        before = slow.log.read_text().count("\n")
+        assert len(finished) < 50
+        ends = [ended(process) for process in (begin(second), stays)]
+    said = "".join(text for _, text in ends)
+    assert [code for code, _ in ends] == [0, 0], said
+    assert slow.out.read_bytes() == expected
+    after = {int(line.split()[0]) for line in slow.log.read_text().splitlines()[before:]}
+    assert set(seen(slow.log)) == {*range(60)}
+    assert not after & finished
