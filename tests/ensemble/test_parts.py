@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from blobs import BlobNetwork, assert_same, blank, blobs, ensemble_of
+from cellpose_cases import QUARTER, needs_reference
 from factories import CLASSES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -232,11 +234,20 @@ def test_a_tile_is_seen_as_an_image_of_its_own() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not MOSAIC.is_dir(), reason="the competition's images are not here")
-def test_a_mosaic_of_real_images_has_the_cells_of_each_of_them() -> None:
+@pytest.mark.parametrize(
+    ("weights", "least"),
+    [
+        pytest.param(None, 300, id="included"),
+        pytest.param([QUARTER], 100, id="cellpose", marks=needs_reference),
+    ],
+)
+def test_a_mosaic_of_real_images_has_the_cells_of_each_of_them(
+    weights: list[Path] | None, least: int
+) -> None:
     """Cut so that no tile is an image of it, by a multiple of the network's strides: shifted by less, even a
     single image has one cell in eight otherwise. Away from the seams, of tiles or not, fewer may differ."""
     pixels = [read_image(file).pixels for file in some_images(4)]
-    ensemble = load_ensemble(device="cpu")
+    ensemble = load_ensemble(weights, "cpu")
     alone = [ensemble.segment(each).label_map for each in pixels]
     numbers = np.cumsum([0, *(each.max() for each in alone)])
     numbered = [np.where(each > 0, each + n, 0) for each, n in zip(alone, numbers, strict=False)]
@@ -245,7 +256,7 @@ def test_a_mosaic_of_real_images_has_the_cells_of_each_of_them() -> None:
     expected = two_by_two(numbered)[cut]
     for one, other in ((expected, found), (found, expected)):
         inner = [i for i in np.unique(one[one > 0]) if is_inner(one == i)]
-        assert len(inner) > 300
+        assert len(inner) > least
         assert np.mean([best_iou(one == i, other) > 0.5 for i in inner]) > 0.9
 
 
