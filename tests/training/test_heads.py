@@ -170,7 +170,8 @@ def test_where_all_is_unsure_nothing_is_learnt(norm: str) -> None:
 
 
 def test_losses_under_autocast_are_those_of_float32_nearly(tmp_path: Path) -> None:
-    recipe = make_recipe()
+    """One proposal, beside which there are the true boxes: of many, half precision draws others."""
+    recipe = make_recipe(sampling={"pre_nms_top_n": 1, "post_nms_top_n": 1})
     learner = _learner(recipe)
     example = read_examples(write_sartorius(tmp_path / "d", images=1))[0]
     batch = collate([to_network(cut(example, Window(0, 0, 64, 64), 0.2), SIZE_HW, recipe.preprocessing)])
@@ -181,7 +182,7 @@ def test_losses_under_autocast_are_those_of_float32_nearly(tmp_path: Path) -> No
         narrow = learner(batch)
     for name, loss in narrow.items():
         assert loss.dtype == torch.float32, name
-        assert float(loss.detach()) == pytest.approx(float(wide[name].detach()), rel=0.2, abs=0.05)
+        assert float(loss.detach()) == pytest.approx(float(wide[name].detach()), rel=0.02)
 
 
 def test_weights_of_terms_multiply_them(tmp_path: Path) -> None:
