@@ -52,8 +52,8 @@ def parser() -> argparse.ArgumentParser:
         help="annotations, or folders as --data of a training takes them: their images stay out")  # fmt: skip
     add("--out", type=Path, required=True, metavar="DIR", help="pseudo.json, images/, images.csv, seen/")
     add("--sure", type=partial(by_class, number=float), metavar="CLASS=N,...",
-        help="scores from which cells of some classes are sure; default: halfway from the rules' thresholds "
-        "to 1. Found cells below are neither cells nor background to a training")  # fmt: skip
+        help="scores from which cells of some classes are sure; default: two fifths of the way from the "
+        "rules' thresholds to 1. Cells below are neither cells nor background to a training")  # fmt: skip
     add("--agree", type=int, metavar="N",
         help="networks that must find a sure cell by themselves, 0: none; default: more than half of those "
         "that know its class")  # fmt: skip
