@@ -339,7 +339,12 @@ def second(run: Path, listing: Path, **options: Any) -> importing.Imported:
 
 def test_an_entry_is_added_and_the_others_stay(run: Path, tmp_path: Path, listing: Path) -> None:
     content = json.loads(listing.read_text())
-    content |= {"views": ["identity", "hflip"], "learned_hw": [300, 400], "$schema": "x"}
+    content |= {
+        "views": ["identity", "hflip"],
+        "fusion": {"iou": 0.55},
+        "learned_hw": [300, 400],
+        "$schema": "x",
+    }
     content["models"][0] |= {"weight": 2.5, "licence": "µ [\n] {", "classes": ["b", "c", "a"]}
     listing.write_text(json.dumps(content))
     done = second(run, listing, name="two", classes=("c", "x", "a"))
