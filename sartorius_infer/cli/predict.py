@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Format = Literal["kaggle", "coco"]
 _SUFFIXES: dict[str, Format] = {".csv": "kaggle", ".json": "coco", ".zip": "coco"}
 
-_IN_BF16 = "precision bf16, for which this processor has instructions (--precision fp32 for float32)"
+_IN_BF16 = "precision bf16 (--precision fp32 for float32), which this processor knows, of "
 
 _KEPT = "overlaps  kept: cells may share pixels, every part of a mask stays, no overlap survival"
 
@@ -137,8 +137,9 @@ def _add_ensemble_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("auto", "fp32", "fp32-fast", "fp16", "bf16"),
         default="auto",
-        help="of the networks; auto is fp16 on a GPU, bf16 on a CPU with instructions for it (AVX512-BF16, "
-        "AMX), fp32 on any other; fp32-fast is for CPUs: fp32 by faster convolutions, whose last bits differ",
+        help="of the networks; auto is fp16 on a GPU and fp32 on a CPU, but bf16 where it has instructions "
+        "for that (AVX512-BF16, AMX) and the manifest says that a network's score holds (holds_bf16); "
+        "fp32-fast is for CPUs: fp32 by faster convolutions, whose last bits differ",
     )
 
 
@@ -358,8 +359,10 @@ def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
     weights = find_weights(arguments.weights, arguments.config)
     device = resolve_device(arguments.device, rank.local if rank.count > 1 else None)
     ensemble = load_for_runs(weights, device, arguments.precision)
-    if rank.is_first and arguments.precision == "auto" and device.type == "cpu" and cpu_multiplies("bf16"):
-        print(_IN_BF16, file=sys.stderr)
+    halved = [spec.name for spec in ensemble.manifest.models if spec.holds_bf16]
+    can_halve = arguments.precision == "auto" and device.type == "cpu" and cpu_multiplies("bf16")
+    if rank.is_first and halved and can_halve:
+        print(f"{_IN_BF16}{', '.join(halved)}", file=sys.stderr)
     if rank.is_first and weights.is_bare:
         for spec in ensemble.manifest.models:
             if said := told_and_assumed(spec):

@@ -82,10 +82,11 @@ def _runs(device: torch.device) -> bool:
     return not fault
 
 
-def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that networks compute in; fp32-fast is float32 for networks that `Ensemble.quicken` changes.
+def resolve_precision(name: str, device: torch.device, holds_bf16: bool = False) -> torch.dtype:
+    """The dtype that a network computes in; fp32-fast is float32 for those that `Ensemble.quicken` changes.
 
-    `auto` is float16 on a GPU, bfloat16 on a CPU with instructions for it, and float32 on any other.
+    `auto` is float16 on a GPU, and on a CPU float32, but bfloat16 where the network's score `holds` in it and
+    the processor has instructions for it.
 
     Boxes, scores and probabilities are float32 in any case. Warns where a CPU has no instructions
     for the dtype: it then takes many times as long as float32. Raises DeviceError for a name that is
@@ -94,7 +95,7 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         if device.type == "cuda":
             return torch.float16
-        return torch.bfloat16 if cpu_multiplies("bf16") else torch.float32
+        return torch.bfloat16 if holds_bf16 and cpu_multiplies("bf16") else torch.float32
     if name not in PRECISIONS:
         raise DeviceError(f"precision: expected auto, {', '.join(PRECISIONS)}, found {name!r}")
     if name == "fp32-fast" and device.type != "cpu":

@@ -70,8 +70,8 @@ def load_ensemble(
     weights    a path (str or Path) or several, as `--weights` takes them; "run.pth::ema" is one network of
                a file that holds several
     device     "auto", "cpu", "cuda" or "cuda:N"; auto is a GPU that really runs, else the CPU
-    precision  "auto", "fp32", "fp32-fast", "fp16" or "bf16"; auto is fp16 on a GPU, bf16 on a CPU with
-               instructions for it, fp32 on any other
+    precision  "auto", "fp32", "fp32-fast", "fp16" or "bf16"; auto is fp16 on a GPU, fp32 on a CPU, but bf16
+               on one with instructions for it for networks whose entry says `holds_bf16`
     views      test-time views instead of the manifest's, such as ["identity", "hflip"]
     rules      in the place of the manifest's: `Rules`, or a JSON file of them, or another manifest
     score      score thresholds of some classes, such as {"cort": 0.4}
@@ -103,8 +103,11 @@ def load_for_runs(weights: Weights, device: torch.device, precision: str | torch
     Raises ManifestError, CheckpointError and DeviceError.
     """
     keep_memory(device)
-    dtype = precision if isinstance(precision, torch.dtype) else resolve_precision(precision, device)
-    ensemble = load(weights, device, dtype)
+    if precision == "auto":
+        ensemble = _load(weights, device, lambda spec: resolve_precision("auto", device, spec.holds_bf16))
+    else:
+        named = precision if isinstance(precision, torch.dtype) else resolve_precision(precision, device)
+        ensemble = load(weights, device, named)
     if precision == "fp32-fast":
         ensemble.quicken()
     return ensemble
@@ -121,11 +124,20 @@ def load(
 
     Raises ManifestError and CheckpointError.
     """
+    return _load(weights, device, lambda spec: precision, on_open)
+
+
+def _load(
+    weights: Weights,
+    device: torch.device,
+    precision_of: Callable[[ModelSpec], torch.dtype],
+    on_open: OnOpen = say_left_out,
+) -> Ensemble:
     specs, networks = [], []
     for opened in open_checkpoints(weights):
         on_open(opened)
         specs.append(opened.spec)
-        networks.append(opened.build(device, precision))
+        networks.append(opened.build(device, precision_of(opened.spec)))
     manifest = weights.plan.manifest if weights.plan else bare_manifest(specs, networks)
     for network in networks:
         if isinstance(network, PyramidNetwork):

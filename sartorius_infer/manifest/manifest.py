@@ -72,6 +72,11 @@ class ModelSpec(Settings):
     )
     cellpose: CellposeParts | None = Field(None, description="of a Cellpose checkpoint: how it is run")
     weight: Positive = Field(1.0, description="its vote in the fusion of boxes and the mean of masks")
+    holds_bf16: bool = Field(
+        False,
+        description="whether its score was measured to hold in bfloat16, which --precision auto then takes "
+        "on a CPU with instructions for it",
+    )
     provenance: str = ""
     licence: str = ""
 
@@ -92,7 +97,7 @@ class ModelSpec(Settings):
 
 
 class Fusion(Settings):
-    """How the boxes of several networks and views become one set, by ensemble-boxes."""
+    """How the boxes of several networks and views become one set."""
 
     method: Literal["wbf", "nms", "soft_nms", "nmw"] = "wbf"
     iou: Fraction = Field(0.6, description="boxes of one class that overlap more are the same cell")

@@ -175,12 +175,13 @@ def test_what_a_processor_says_it_can_do(
     assert {name for name in ("bf16", "fp16") if cpu_multiplies(name)} == able
 
 
-def test_auto_is_bf16_where_the_processor_can(
+def test_auto_is_bf16_where_the_processor_can_and_the_score_holds(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("sartorius_infer.ensemble.device.cpu_multiplies", lambda name: name == "bf16")
-    assert resolve_precision("auto", CPU) == resolve_precision("bf16", CPU) == torch.bfloat16
-    assert resolve_precision("auto", CUDA) == torch.float16
+    assert resolve_precision("auto", CPU, True) == resolve_precision("bf16", CPU) == torch.bfloat16
+    assert resolve_precision("auto", CPU) == resolve_precision("fp32", CPU, True) == torch.float32
+    assert resolve_precision("auto", CUDA, True) == torch.float16
     assert not caplog.messages
     resolve_precision("fp16", CPU)
     assert caplog.messages == ["this CPU has no fp16 instructions: expect it to be far slower than fp32"]

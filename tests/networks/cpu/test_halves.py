@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +139,20 @@ def test_the_command_says_when_auto_is_bf16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sartorius_infer.ensemble.device.cpu_multiplies", lambda name: name == "bf16")
-    files = {"--weights": write_tiny(tmp_path), "--images": write_image(tmp_path / "i.png")}
+    weights = write_tiny(tmp_path)
+    content = json.loads(weights.read_text())
+    held = tmp_path / "held.json"
+    held.write_text(json.dumps(content | {"models": [content["models"][0] | {"holds_bf16": True}]}))
+    files = {"--images": write_image(tmp_path / "i.png"), "--device": "cpu"}
     words = [str(word) for pair in files.items() for word in pair]
     said = {}
-    for precision in ("auto", "bf16", "fp32"):
-        out = tmp_path / f"{precision}.csv"
-        assert main([*words, "--device", "cpu", "--precision", precision, "--out", str(out)]) == 0
-        said[precision] = "precision bf16, for which this processor" in capsys.readouterr().err
-    assert said == {"auto": True, "bf16": False, "fp32": False}
+    for name, manifest, precision in (
+        ("auto", held, "auto"), ("bf16", held, "bf16"), ("fp32", held, "fp32"), ("unknown", weights, "auto")
+    ):  # fmt: skip
+        out = tmp_path / f"{name}.csv"
+        run = ["--weights", str(manifest), *words, "--precision", precision, "--out", str(out)]
+        assert main(run) == 0
+        said[name] = "precision bf16 (" in capsys.readouterr().err
+    assert said == {"auto": True, "bf16": False, "fp32": False, "unknown": False}
     rows = {name: (tmp_path / f"{name}.csv").read_bytes() for name in said}
-    assert rows["auto"] == rows["bf16"] != rows["fp32"]
+    assert rows["auto"] == rows["bf16"] != rows["fp32"] == rows["unknown"]
