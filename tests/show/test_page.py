@@ -1109,7 +1109,8 @@ def test_the_viewer_has_sliders_score_and_legend(
     floors = tuple(0.95 if k == label else f for k, f in enumerate(case.looks.floors, start=1))
     moved = with_floors(case.looks, floors)
     assert browser.text("#viewer #score") == summary(case, moved)["score"]
-    assert browser.text("#viewer-title").startswith(image_id) and browser.text("#viewer-title") != title
+    browser.until(lambda: browser.text("#viewer-title") != title)  # drawn with the picture, in a later frame
+    assert browser.text("#viewer-title").startswith(image_id)
     found = shown_masks(moved.images[image_id], moved)
     partners = match(case.truth[image_id].masks, found, 0.5)
     hits = edges(*(found[c] for c in partners[partners >= 0]))
