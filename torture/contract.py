@@ -12,8 +12,8 @@ EARLIER = b"earlier\n"
 """What lies where an output will be."""
 
 _KNOWN = re.compile(
-    r"WARNING: |error: |usage: |then |interrupted|precision |.*: error: |  |rules   |overlaps  |truth  |assumed|"
-    r"[ \w]+: *\d+%\|| *\d+%\||\|  |[\w./-]+: .*(told|assumed)|$"
+    r"WARNING: |error: |usage: |then |interrupted|.*: error: |  |precision |rules   |overlaps  |truth  |"
+    r"assumed|[ \w]+: *\d+%\|| *\d+%\||\|  |[\w./-]+: .*(told|assumed)|$"
 )
 """How a line on stderr may begin."""
 
