@@ -99,6 +99,7 @@ class Process:
         self._notes = [folder.with_name(f"{notes}.{name}") for name in ("stdout", "stderr", "broke")]
         self._is_fork, self._begun = is_fork, time.monotonic()
         sys.stdout.flush()
+        self._start_mib = _rss_mib(os.getpid())  # the fork's too; it may be over before one looks
         waits, begins = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -107,7 +108,6 @@ class Process:
         os.close(begins)
         os.read(waits, 1)  # nothing comes; the child closes its end
         os.close(waits)
-        self._start_mib = _rss_mib(self.pid)
 
     def has_ended(self, within_s: float) -> bool:
         """Whether it has ended, or does so within this time."""
