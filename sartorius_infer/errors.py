@@ -14,10 +14,15 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+_LONGEST = 1000
+"""Characters of a line; of a longer one the middle goes."""
+
+
 def one_line(text: object) -> str:
     """One line that any terminal takes: what does not print is spelled out, as in "\\x1b"."""
     line = " ".join(str(text).split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
 
 
 def size_text(size_hw: Iterable[object]) -> str:

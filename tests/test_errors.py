@@ -20,3 +20,9 @@ def test_a_few_of_many_are_named() -> None:
     assert some("abcde") == "a, b, c, d, e"
     assert some("abcdef") == "a, b, c, d, e and 1 more"
     assert some([3, 4, 5], most=1, between="; ") == "3 and 2 more"
+
+
+def test_a_line_is_never_longer_than_one_reads() -> None:
+    line = one_line("first" + "\x00" * 5000 + "last")
+    assert len(line) < 1010 and line.isprintable()
+    assert line.startswith("first\\x00") and line.endswith("last")

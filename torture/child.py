@@ -99,14 +99,13 @@ class Process:
         self._notes = [folder.with_name(f"{notes}.{name}") for name in ("stdout", "stderr", "broke")]
         self._is_fork, self._begun = is_fork, time.monotonic()
         sys.stdout.flush()
-        self._start_mib = _rss_mib(os.getpid())  # the fork's too; it may be over before one looks
         waits, begins = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             os.environ.update(environment)
             _child(work, folder, self._notes, begins, is_fork)
         os.close(begins)
-        os.read(waits, 1)  # nothing comes; the child closes its end
+        self._start_mib = float(os.read(waits, 64) or 0)  # waits; nothing comes of a child that is over
         os.close(waits)
 
     def has_ended(self, within_s: float) -> bool:
@@ -170,7 +169,7 @@ def _run(program: str, words: Sequence[str]) -> int:
 
 
 def _child(work: Callable[[], int], folder: Path, notes: Sequence[Path], begins: int, watched: bool) -> None:
-    """Never returns; `begins` is closed when the work begins."""
+    """Never returns; `begins` is told the MiB that it has when the work begins."""
     code = 70
     try:
         os.setpgid(0, 0)
@@ -181,6 +180,7 @@ def _child(work: Callable[[], int], folder: Path, notes: Sequence[Path], begins:
         _limit()
         if watched:
             sys.addaudithook(_watch(folder, files[2]))
+        os.write(begins, str(_rss_mib()).encode())
         os.close(begins)
         code = work()
     except BaseException:
@@ -228,6 +228,6 @@ def _watch(folder: Path, notes: int) -> Callable[[str, tuple[Any, ...]], None]:
     return watch
 
 
-def _rss_mib(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+def _rss_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -403,7 +403,7 @@ def _progress(rank: Rank, images: int) -> Iterator[Progress]:
                 )
                 stack.enter_context(bar)
             else:
-                bar.set_postfix_str(image_id, refresh=False)
+                bar.set_postfix_str(one_line(image_id), refresh=False)
                 bar.update(done - bar.n)
 
         yield told

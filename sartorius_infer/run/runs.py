@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -176,7 +177,7 @@ class _Work:
         if not self.run.rank.is_first:
             return None
         summary = self._summary()
-        write(_all_results(journal, len(self.batches)), self.outputs, summary)
+        write(_all_results(journal, self.batches), self.outputs, summary)
         summary.seconds = time.perf_counter() - start
         return summary
 
@@ -242,15 +243,25 @@ def write(results: Iterable[Result], outputs: Outputs, summary: Summary) -> None
         summary.add(result)
 
 
-def _all_results(journal: Journal, batches: int) -> Iterator[Result]:
-    """What all processes have recorded; raises JournalError unless that is every batch."""
+def _all_results(journal: Journal, batches: Sequence[Batch]) -> Iterator[Result]:
+    """What all processes have recorded; raises JournalError unless that is every image, in its order."""
     journal.reread()
-    if missing := batches - len(journal.finished):
+    if missing := len(batches) - len(journal.finished):
         raise JournalError(
-            f"{journal.folder}: expected {batches} finished batches, found {missing} too few; "
+            f"{journal.folder}: expected {len(batches)} finished batches, found {missing} too few; "
             "the folder of --out must be one that every machine sees"
         )
-    return journal.results()
+    return _in_order(journal, [job.id for batch in batches for job in batch.jobs])
+
+
+def _in_order(journal: Journal, ids: Sequence[str]) -> Iterator[Result]:
+    for wanted, result in zip_longest(ids, journal.results()):
+        if result is None or result.id != wanted:
+            expected, found = wanted or "no other image", "none" if result is None else f"that of {result.id}"
+            raise JournalError(
+                f"{journal.folder}: expected the result of {expected}, found {found}; remove it to begin anew"
+            )
+        yield result
 
 
 def unfinished(batches: Sequence[Batch], journal: Journal, rank: Rank) -> list[Batch]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -969,3 +970,13 @@ def test_one_of_two_hosts_is_killed_and_started_again(scene: Scene) -> None:
     after = {int(line.split()[0]) for line in slow.log.read_text().splitlines()[before:]}
     assert set(seen(slow.log)) == {*range(60)}
     assert not after & finished
+
+
+@pytest.mark.parametrize(("ids", "said"), [("ac", "of b, found that of c"), ("a", "of b, found none"),
+                                           ("abc", "of no other image, found that of c")])  # fmt: skip
+def test_a_journal_of_other_images_is_refused(ids: str, said: str) -> None:
+    """Its checksums are right, so that it was written by somebody who wanted it so."""
+    journal: Any = SimpleNamespace(folder=Path("j"), results=lambda: (Result(i, []) for i in ids))
+    with pytest.raises(JournalError, match=f"^j: expected the result {said}; remove it to begin anew$"):
+        list(runs._in_order(journal, ["a", "b"]))
+    assert [r.id for r in runs._in_order(journal, list(ids))] == list(ids)
