@@ -124,7 +124,7 @@ def training_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of autocast; auto: bf16 where the device has it, else fp16 on a GPU and fp32 on a CPU."""
     if name == "auto" and device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return resolve_precision(name, device)
+    return resolve_precision(name, device, holds_bf16=True)
 
 
 def _describe(

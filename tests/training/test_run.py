@@ -249,6 +249,14 @@ def test_precision_by_device() -> None:
         training_precision("fp8", torch.device("cpu"))
 
 
+@pytest.mark.parametrize(("able", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_processor_with_bfloat16_trains_in_it(
+    monkeypatch: pytest.MonkeyPatch, able: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("sartorius_infer.ensemble.device.cpu_multiplies", lambda name: able)
+    assert training_precision("auto", torch.device("cpu")) == dtype
+
+
 def _command(recipe: Path, data: Path, out: Path) -> list[str]:
     return ["-m", "training", str(recipe), "--data", f"d={data}", "--out", str(out), "--device", "cpu"]
 
