@@ -345,8 +345,10 @@ def _inputs(arguments: argparse.Namespace) -> tuple[list[Path], Path | None]:
 
 def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
     """The networks on their device, with the command line's views and rules in place, which it says."""
+    from torch import bfloat16
+
     from sartorius_infer.ensemble.describe import told_and_assumed
-    from sartorius_infer.ensemble.device import cpu_multiplies, resolve_device
+    from sartorius_infer.ensemble.device import resolve_device, resolve_precision
     from sartorius_infer.ensemble.loading import load_for_runs
     from sartorius_infer.ensemble.weights import find_weights
     from sartorius_infer.manifest.one_class import ONE_CLASS_RULES
@@ -359,10 +361,11 @@ def _ensemble(arguments: argparse.Namespace, rank: Rank) -> Ensemble:
     weights = find_weights(arguments.weights, arguments.config)
     device = resolve_device(arguments.device, rank.local if rank.count > 1 else None)
     ensemble = load_for_runs(weights, device, arguments.precision)
-    halved = [spec.name for spec in ensemble.manifest.models if spec.holds_bf16]
-    can_halve = arguments.precision == "auto" and device.type == "cpu" and cpu_multiplies("bf16")
-    if rank.is_first and halved and can_halve:
-        print(f"{_IN_BF16}{', '.join(halved)}", file=sys.stderr)
+    if rank.is_first and arguments.precision == "auto":
+        specs = ensemble.manifest.models
+        halved = [s.name for s in specs if resolve_precision("auto", device, s.holds_bf16) == bfloat16]
+        if halved:
+            print(f"{_IN_BF16}{', '.join(halved)}", file=sys.stderr)
     if rank.is_first and weights.is_bare:
         for spec in ensemble.manifest.models:
             if said := told_and_assumed(spec):

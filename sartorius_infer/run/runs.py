@@ -251,10 +251,10 @@ def _all_results(journal: Journal, batches: Sequence[Batch]) -> Iterator[Result]
             f"{journal.folder}: expected {len(batches)} finished batches, found {missing} too few; "
             "the folder of --out must be one that every machine sees"
         )
-    return _in_order(journal, [job.id for batch in batches for job in batch.jobs])
+    return _in_order(journal, (job.id for batch in batches for job in batch.jobs))
 
 
-def _in_order(journal: Journal, ids: Sequence[str]) -> Iterator[Result]:
+def _in_order(journal: Journal, ids: Iterable[str]) -> Iterator[Result]:
     for wanted, result in zip_longest(ids, journal.results()):
         if result is None or result.id != wanted:
             expected, found = wanted or "no other image", "none" if result is None else f"that of {result.id}"
